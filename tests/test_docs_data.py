@@ -24,11 +24,22 @@ def blocks(language):
 
 
 def test_the_example_runs():
-    code, _ = blocks("python")
+    code, *_ = blocks("python")
     names = {}
     exec(compile(code, "docs/data.md", "exec"), names)
     assert names["logits"].shape == (300, 2)
     assert (names["logits"].argmax(1) == names["labels"]).mean() > 0.4
+
+
+def test_ensembles_of_other_tasks_predict_as_the_page_shows():
+    _, code, _ = blocks("python")
+    names = {}
+    exec(compile(code, "docs/data.md", "exec"), names)
+    y, (low, high) = names["y"][names["test"]], (names["low"][:, 0], names["high"][:, 0])
+    assert 0.8 < ((low <= y) & (y <= high)).mean() < 1
+    assert (names["variance"] > 0).all()
+    right = (names["p"] > 0.5) == names["labels"][names["test"]]
+    assert (right.mean(0) > 0.65).all()
 
 
 def test_a_csv_needs_few_lines(monkeypatch):
@@ -46,7 +57,7 @@ def test_synthetic_rows_are_made_anew_as_the_page_shows(monkeypatch, tmp_path):
     settings = parse(CacheConfig, yaml.safe_load(text)["cache"])
     assert (settings.views, settings.transfer.synthetic) == (4, [Exchange(rows=80_000)])
     monkeypatch.chdir(tmp_path)
-    _, code = blocks("python")
+    *_, code = blocks("python")
     torch.manual_seed(0)
     factory = partial(MLP, inputs=64, hidden=[4], outputs=10)
     names = {

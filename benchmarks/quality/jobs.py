@@ -124,7 +124,7 @@ def equal_networks(case: Case) -> TeachersConfig:
     """An ensemble of networks of one architecture: some thirty epochs of few rows, at least four of many."""
     network, count = _MEMBERS[case.name]
     epochs = case.rows.labelled // 64
-    steps = max(400, min(4000, 30 * epochs), 4 * epochs)
+    steps = max(400, min(8000, 60 * epochs), 4 * epochs)
     recipe = TorchMembers(
         network,
         count,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from ensdistill.common.tasks import task_of
 from ensdistill.data import BadRows, Rows
 
 if TYPE_CHECKING:
@@ -54,6 +55,11 @@ def predictor(ensemble: Ensemble, rows: Rows, augment: Augmentation | None) -> P
     TypeError
         The ensemble wraps one with such members and has no ``for_uids`` of its own.
     """
+    if (task := task_of(ensemble)) != "classification":
+        raise ValueError(
+            "ensemble: expected classifiers, whose targets a cache and a student take; got an ensemble of "
+            f"the task {task}"
+        )
     for_uids = getattr(ensemble, "for_uids", None)
     owner = getattr(for_uids, "__self__", ensemble)  # another object, where ``ensemble`` delegates to it
     if for_uids is None or for_uids(rows.uids, rows.uids) is owner:

@@ -21,7 +21,7 @@ else:
     Count, Rate = int | Literal["auto"], float | Literal["auto"]
 AUTO: Any = "auto"
 AUTOMATIC = ("steps", "batch_size", "learning_rate")
-BATCH, EPOCHS, STEPS, RATE = 64, 20, (500, 3000), 3e-3  # of members
+BATCH, EPOCHS, STEPS, RATE = 64, 40, (500, 6000), 3e-3  # of members
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Optimization:
     Parameters
     ----------
     steps : int or "auto"
-        Optimiser steps. ``auto``: by the number of rows. A member makes some twenty epochs, of 500 steps at
-        least and 3000 at most; for students see :mod:`ensdistill.student.automatic`.
+        Optimiser steps. ``auto``: by the number of rows. A member makes some forty epochs, of 500 steps at
+        least and 6000 at most; for students see :mod:`ensdistill.student.automatic`.
     batch_size : int or "auto"
         Rows of one step. ``auto``: 64 of labels, 256 of a student's targets.
     learning_rate : float or "auto"
@@ -119,7 +119,7 @@ class Optimization:
         """The settings of a member's training on so many labelled rows, without ``auto``.
 
         >>> Optimization().for_member(5000)
-        Optimization(steps=1562, batch_size=64, learning_rate=0.003, weight_decay=0.01, schedule='one_cycle',
+        Optimization(steps=3125, batch_size=64, learning_rate=0.003, weight_decay=0.01, schedule='one_cycle',
             warmup=0.1, label_smoothing=0.0)
         """
         size = BATCH if self.batch_size == AUTO else self.batch_size

@@ -65,6 +65,8 @@ class StudentOptimization(Optimization):
 
     Parameters
     ----------
+    weight_decay : float
+        As there; 0.02 by default.
     optimizer : class of Optimizer, or functools.partial of one, optional
         In place of AdamW. ``learning_rate`` and ``weight_decay`` are its ``lr`` and ``weight_decay``; the
         other arguments stand in the partial. In YAML class_path and init_args.
@@ -108,7 +110,8 @@ class StudentOptimization(Optimization):
     [0.0001, 0.0]
     """
 
-    schedule: Literal["one_cycle", "cosine", "constant"] | Callable[[Any], LRScheduler] = "one_cycle"  # type: ignore[assignment]
+    weight_decay: float = 0.02
+    schedule: Literal["one_cycle", "cosine", "constant"] | Callable[[Any], LRScheduler] = "cosine"  # type: ignore[assignment]
     optimizer: Callable[[Any], Optimizer] | None = None
     groups: tuple[ParameterGroup, ...] = ()
     clip_norm: float | None = None

@@ -156,7 +156,10 @@ def _check_classes(known: list[Any], different: list[Any], argument: str, labels
     numbers = isinstance(different[0], (int, float)) and not isinstance(different[0], bool)
     if not numbers or hasattr(labels, "cat"):
         return
-    remedy = "Only classes can be learned: make classes of the numbers (low, middle, high)"
+    remedy = (
+        "Only classes can be learned by the task classification: state regression as the task, or make "
+        "classes of the numbers (low, middle, high)"
+    )
     if len(different) <= MOST_LISTED:
         some = ", ".join(str(value) for value in sorted(different)[:2])
         remedy += (

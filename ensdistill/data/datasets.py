@@ -8,8 +8,11 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from ensdistill.common.tasks import Task, check_task
 from ensdistill.data.files import read_array
 from ensdistill.data.labels import as_labels
+from ensdistill.data.multilabel import as_multilabels
+from ensdistill.data.quantities import as_numbers
 from ensdistill.data.rows import UNLABELLED, check_finite
 from ensdistill.data.splits import DTYPES, NUMBERS, Split, stratified_split
 
@@ -68,7 +71,8 @@ class ArrayDataset:
         fitted to as they are. Torch modules get their float32 values.
     labels : path
         Labels [N]: class indices from 0 (integers, or floats that are whole numbers), or names (strings,
-        booleans). -100 stands for rows without a label, which go to the pool.
+        booleans). -100 stands for rows without a label, which go to the pool. Or, by ``task``, [N, C] of 0
+        and 1 (NaN or -1 where unknown), or numbers [N] or [N, D] (NaN where unknown).
     labelled : int
         Rows whose labels may be used.
     pool : int
@@ -76,7 +80,9 @@ class ArrayDataset:
     test : int, optional
         Rows for the report alone; all that are left by default.
     classes : list of str, optional
-        Class names by index; by default the labels' own names, or "0", "1", ...
+        Class names by index; by default the labels' own names, or "0", "1", ... Of other tasks the names of
+        the columns of labels.
+    task : {"classification", "multilabel", "regression"}
     inputs_name, labels_name : str, optional
         Of the array in a file that holds several.
 
@@ -94,6 +100,10 @@ class ArrayDataset:
     classes: list[str] | None = None
     inputs_name: str | None = None
     labels_name: str | None = None
+    task: Task = "classification"
+
+    def __post_init__(self) -> None:
+        check_task(self.task)
 
     def split(self, seed: int) -> Split:
         # Mapped where the format allows it, not read: only the rows of a part are copied.
@@ -102,14 +112,25 @@ class ArrayDataset:
         if inputs.dtype not in DTYPES or inputs.ndim < 2:
             got = f"{inputs.dtype} {list(inputs.shape)}"
             raise ValueError(f"inputs: expected {NUMBERS} [N, ...] in {self.inputs}; got {got}")
-        wanted = None if self.classes is None else tuple(self.classes)
-        found, names = as_labels(
-            labels, wanted, indices=True, unlabelled=UNLABELLED, argument=f"labels: {self.labels}"
-        )
+        found, names = self._labels(labels)
         check_finite(f"inputs: {self.inputs}", inputs)
         return stratified_split(
             inputs, found, names, labelled=self.labelled, pool=self.pool, test=self.test, seed=seed
         )
+
+    def _labels(self, labels: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+        """The labels as rows hold them, and their names."""
+        argument = f"labels: {self.labels}"
+        wanted = None if self.classes is None else tuple(self.classes)
+        if self.task == "classification":
+            return as_labels(labels, wanted, indices=True, unlabelled=UNLABELLED, argument=argument)
+        found = (as_multilabels if self.task == "multilabel" else as_numbers)(labels, argument=argument)
+        names = tuple(map(str, range(found.shape[1]))) if wanted is None else wanted
+        if len(names) != found.shape[1]:
+            raise ValueError(
+                f"classes: expected {found.shape[1]} names, one for each column; got {list(names)}"
+            )
+        return found, names
 
 
 def _open(argument: str, path: Path, name: str | None) -> np.ndarray:

@@ -8,6 +8,7 @@ import numpy as np
 
 from ensdistill.data.copies import draw_stratified, folds_of
 from ensdistill.data.rows import UNLABELLED
+from ensdistill.data.tasks import strata_of
 
 if TYPE_CHECKING:
     from ensdistill.data.partition import Partition, Whole
@@ -31,7 +32,7 @@ class Draw:
 
     def __init__(self, settings: Partition, whole: Whole, index: np.ndarray) -> None:
         self.settings, self.whole, self.index = settings, whole, index
-        labels = whole.rows.labels
+        labels = strata_of(whole.rows.labels)
         self.labels = labels if settings.stratified else np.where(labels == UNLABELLED, labels, 0)
 
     def size(self, name: str) -> int:
@@ -142,7 +143,7 @@ def draw_groups(
 
 def check_rare(whole: Whole, index: np.ndarray, parts: int, settings: Partition) -> None:
     """Refuse a class that cannot stand in every part, because its rows stay together."""
-    if not settings.stratified:
+    if not settings.stratified or whole.rows.labels.ndim > 1:
         return
     labels, units = whole.rows.labels[index], whole.units[index]
     pairs = np.unique(np.stack([labels, units]), axis=1)[0]

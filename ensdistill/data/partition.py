@@ -10,7 +10,7 @@ import numpy as np
 
 from ensdistill.data.copies import equal_inputs, merged
 from ensdistill.data.draws import Draw
-from ensdistill.data.rows import UNLABELLED, BadRows, Rows
+from ensdistill.data.rows import BadRows, Rows
 from ensdistill.data.splits import Split
 
 DRAWN, TRAIN, POOL, TEST = -1, 0, 1, 2
@@ -24,7 +24,7 @@ class Whole:
     Parameters
     ----------
     rows : Rows
-        Labelled -100 where the label isn't known.
+        Labelled -100 (or as :mod:`ensdistill.data.tasks` lists) where the label isn't known.
     classes : tuple of str
     labels : tuple
         The labels by class index as the data had them.
@@ -64,7 +64,8 @@ class Partition:
     test : int or float, optional
         Rows for the report alone; a quarter by default.
     stratified : bool
-        Whether the parts hold the classes in the proportions of the whole.
+        Whether the parts hold the classes in the proportions of the whole. Rows of other tasks (multi-label,
+        regression) are drawn at random in any case.
     group : str, optional
         The column whose values stay together, such as the patient's number.
     time : str, optional
@@ -135,7 +136,7 @@ class Partition:
             part, or so many rows are equal, or of one group, that a part would be far smaller than asked.
         """
         rows, units = whole.rows, whole.units
-        known = rows.labels != UNLABELLED
+        known = rows.known
         given = np.full(len(rows), DRAWN, np.int8) if whole.given is None else whole.given
         draw = Draw(self, whole, np.flatnonzero(known & (given == DRAWN)))
         test_given, train_given, pool_given = (np.flatnonzero(given == part) for part in (TEST, TRAIN, POOL))
@@ -192,6 +193,8 @@ def _check_given(whole: Whole, part: np.ndarray, name: str, known: np.ndarray) -
 
 def _check_classes(whole: Whole, labelled: np.ndarray, test: np.ndarray) -> None:
     labels = whole.rows.labels
+    if labels.ndim > 1:
+        return
     if len(unseen := np.setdiff1d(labels[test], labels[labelled])):
         raise ValueError(
             f"labelled: no row of class {whole.classes[unseen[0]]!r} among the {len(labelled)}, but test "

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from ensdistill.common.tasks import Task
 from ensdistill.data.samples import as_samples, subset
-
-UNLABELLED = -100  # the ignore_index of torch's losses
+from ensdistill.data.tasks import UNKNOWN, known_rows, task_of_labels, unlabelled_like
+from ensdistill.data.tasks import UNLABELLED as UNLABELLED
 
 
 class BadRows(ValueError):
@@ -44,8 +45,11 @@ class Rows:
     uids : ndarray [N], int64
         Unique: each sample's own number in its data set, stable whatever split the sample is drawn into.
         Caches find rows by it.
-    labels : ndarray [N], int64
-        Class indices; -100 where the label isn't known.
+    labels : ndarray
+        int64 [N]: class indices, -100 where the class isn't known. Or, for another task (see
+        :mod:`ensdistill.data.tasks`), int8 [N, C]: labels that apply (1) or don't (0), -1 for unknown ones;
+        or float64 [N, D]: numbers, NaN in unknown rows. :func:`ensdistill.data.multilabel.as_multilabels` and
+        :func:`ensdistill.data.quantities.as_numbers` make them.
     weights : ndarray [N], float64, optional
         How much each sample counts, at least 0; all alike by default.
     groups : ndarray [N], int64, optional
@@ -71,7 +75,9 @@ class Rows:
             value = getattr(self, name)
             if not isinstance(value, np.ndarray):
                 raise TypeError(f"{name}: expected a NumPy array [N], int64; got {type(value).__name__}")
-            if value.shape != (n,) or value.dtype != np.int64:
+            if name == "labels" and value.ndim > 1:
+                _check_table("labels", value, n)
+            elif value.shape != (n,) or value.dtype != np.int64:
                 raise ValueError(
                     f"{name}: expected int64 [{n}], one for each input; got {value.dtype} {list(value.shape)}"
                 )
@@ -89,6 +95,16 @@ class Rows:
     def __len__(self) -> int:
         return len(self.inputs)
 
+    @property
+    def task(self) -> Task:
+        """The task that the labels are of, by their form."""
+        return task_of_labels(self.labels) or "classification"
+
+    @property
+    def known(self) -> np.ndarray:
+        """Whether each row has a known label: bool [N]."""
+        return known_rows(self.labels)
+
     def take(self, index: np.ndarray) -> Rows:
         """The rows at the positions (or where the mask) ``index``, with their uids, labels and weights."""
         index = np.flatnonzero(index) if np.asarray(index).dtype == bool else np.asarray(index)
@@ -101,7 +117,30 @@ class Rows:
         return own | {name: value for name, value in more.items() if value is not None}
 
     def without_labels(self) -> Rows:
-        return replace(self, labels=np.full(len(self), UNLABELLED, np.int64))
+        return replace(self, labels=unlabelled_like(self.labels))
+
+
+def _check_table(argument: str, labels: np.ndarray, count: int) -> None:
+    """Raise ValueError for labels of two axes that are neither multi-label nor a regression's."""
+    got = f"{labels.dtype} {list(labels.shape)}"
+    if (task := task_of_labels(labels)) is None or len(labels) != count or labels.shape[1] == 0:
+        raise ValueError(
+            f"{argument}: expected int64 [{count}] (classes), int8 [{count}, C] (multi-label) or float64 "
+            f"[{count}, D] (regression); got {got}: as_multilabels and as_numbers of ensdistill.data convert "
+            "others"
+        )
+    if task == "multilabel":
+        bad, expected = (labels < UNKNOWN) | (labels > 1), "0, 1, or -1 for an unknown label"
+    else:
+        gaps = np.isnan(labels)
+        bad = np.isinf(labels) | (gaps & ~gaps.all(1, keepdims=True))
+        expected = "finite numbers, or NaN in the whole row"
+    if len(rows := np.flatnonzero(bad.any(1))):
+        raise BadRows(
+            f"{argument}: expected {expected}; row {rows[0]} has {labels[rows[0]].tolist()[:8]} "
+            f"({len(rows)} such rows)",
+            rows,
+        )
 
 
 def as_weights(argument: str, values: Any, count: int) -> np.ndarray:

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from ensdistill.common.tasks import Task
 from ensdistill.data.batches import unlike
 from ensdistill.data.copies import draw_stratified, equal_inputs
 from ensdistill.data.rows import UNLABELLED, BadRows, Rows, check_finite
 from ensdistill.data.samples import as_samples, form, subset
+from ensdistill.data.tasks import known_rows, strata_of, task_of_labels
 
 # All dtypes of numbers that a file of the run can hold.
 DTYPES = tuple(
@@ -36,7 +38,8 @@ class Split:
     test : Rows
         For the report alone.
     classes : tuple of str
-        Class names, all different; position is class index.
+        Class names, all different; position is class index. Of another task the names of the C labels, or of
+        the D numbers.
     left_out : int
         Rows that are in no part: those without a label that equal a test row, and, where time divides the
         rows, later copies of earlier rows.
@@ -58,7 +61,7 @@ class Split:
     labels: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_classes(self.classes)
+        _check_classes(self.classes, self.labelled)
         if not self.labels:
             object.__setattr__(self, "labels", self.classes)
         if len(self.labels) != len(self.classes):
@@ -71,19 +74,9 @@ class Split:
             if name != "pool" and len(rows) == 0:
                 raise ValueError(f"{name}: expected at least one row; got none")
             _check_inputs(name, rows, self.labelled.inputs)
-        for name in ("labelled", "test"):
-            _check_labels(
-                name,
-                getattr(self, name),
-                (0, len(self.classes) - 1),
-                f"a class index in 0..{len(self.classes) - 1}",
-            )
-        _check_labels(
-            "pool",
-            self.pool,
-            (UNLABELLED, UNLABELLED),
-            f"{UNLABELLED}, because the pool has no labels (`without_labels()`)",
-        )
+        for name in ("labelled", "test", "pool"):
+            _check_task(name, getattr(self, name), self.task, len(self.classes))
+            _check_labels(name, getattr(self, name), len(self.classes))
         # A test row that was trained on makes every number of the report too good.
         for one, other in (("labelled", "test"), ("pool", "test"), ("labelled", "pool")):
             if len(common := np.intersect1d(getattr(self, one).uids, getattr(self, other).uids)):
@@ -92,11 +85,17 @@ class Split:
                     "such rows)"
                 )
 
+    @property
+    def task(self) -> Task:
+        """The task that the labels are of."""
+        return self.labelled.task
 
-def _check_classes(classes: Any) -> None:
+
+def _check_classes(classes: Any, labelled: Any) -> None:
     if not isinstance(classes, tuple) or not all(isinstance(name, str) for name in classes):
         raise TypeError(f"classes: expected a tuple of str; got {classes!r}")
-    if len(classes) < 2:
+    one = isinstance(labelled, Rows) and labelled.task != "classification"
+    if len(classes) < 2 and not (one and classes):
         raise ValueError(f"classes: expected at least two names; got {classes!r}")
     if twice := [name for name in classes if classes.count(name) > 1]:
         raise ValueError(f"classes: expected different names; {twice[0]!r} stands {len(twice)} times")
@@ -125,12 +124,34 @@ def _check_inputs(name: str, rows: Rows, labelled: Any) -> None:
     check_finite(f"{name}.inputs", inputs, rows.uids)
 
 
-def _check_labels(name: str, rows: Rows, span: tuple[int, int], expected: str) -> None:
-    bad = np.flatnonzero((rows.labels < span[0]) | (rows.labels > span[1]))
-    if len(bad):
+def _check_task(name: str, rows: Rows, task: Task, width: int) -> None:
+    """Refuse rows of another task than the labelled ones, or with another number of labels."""
+    if rows.task != task:
+        raise ValueError(
+            f"{name}.labels: expected labels of {task}, as the labelled rows have; got {rows.task}"
+        )
+    if rows.labels.ndim == 2 and rows.labels.shape[1] != width:
+        raise ValueError(
+            f"{name}.labels: expected {width} columns, one for each of the classes; got "
+            f"{rows.labels.shape[1]}"
+        )
+
+
+def _check_labels(name: str, rows: Rows, classes: int) -> None:
+    labels = rows.labels
+    if name == "pool":
+        bad = rows.known
+        none = f"{UNLABELLED}" if labels.ndim == 1 else "no known label"
+        expected = f"{none}, because the pool has no labels (`without_labels()`)"
+    elif labels.ndim == 1:
+        bad, expected = (labels < 0) | (labels >= classes), f"a class index in 0..{classes - 1}"
+    else:
+        bad, expected = ~rows.known, "a known label in each row"
+    if len(bad := np.flatnonzero(bad)):
         row = bad[0]
         raise BadRows(
-            f"{name}.labels: expected {expected}; row {row} (uid {rows.uids[row]}) has {rows.labels[row]}",
+            f"{name}.labels: expected {expected}; row {row} (uid {rows.uids[row]}) has "
+            f"{labels[row].tolist()}",
             bad,
         )
 
@@ -146,7 +167,7 @@ def stratified_split(
     seed: int,
 ) -> Split:
     """Split by seed so that every part has the classes in the proportions of the whole; uids are row numbers
-    of ``inputs``.
+    of ``inputs``. Rows of another task than classification are drawn at random.
 
     Rows with equal inputs (see :func:`equal_inputs`) go to one part, also where their labels differ. A test
     row with a copy among the training rows would measure memory. A part can therefore be a few rows smaller
@@ -157,8 +178,8 @@ def stratified_split(
     ----------
     inputs : ndarray [N, ...], or samples of any kind
     labels : ndarray [N], int64
-        Class indices. Rows labelled -100 go to the pool, on top of the ``pool`` rows that are drawn from the
-        others.
+        Class indices; or labels of another task, as :class:`ensdistill.data.Rows` holds them. Rows without a
+        label (-100) go to the pool, on top of the ``pool`` rows that are drawn from the others.
     classes : sequence of str
     labelled, pool : int
         Rows of these parts.
@@ -179,17 +200,20 @@ def stratified_split(
     0
     """
     inputs = as_samples(inputs)
-    if labels.shape != (len(inputs),) or labels.dtype != np.int64:
+    if len(labels) != len(inputs) or task_of_labels(labels) is None:
         raise ValueError(
             f"labels: expected int64 [{len(inputs)}], one for each input; got {labels.dtype} "
             f"{list(labels.shape)}"
         )
+    given, labels, names = labels, strata_of(labels), tuple(classes)
+    if given.ndim > 1:
+        classes = ("labelled",)  # all known rows are of one stratum
     wrong = np.flatnonzero((labels != UNLABELLED) & ((labels < 0) | (labels >= len(classes))))
     if len(wrong):
         raise ValueError(
             f"labels: expected 0..{len(classes) - 1} (or {UNLABELLED}); row {wrong[0]} has {labels[wrong[0]]}"
         )
-    index = np.flatnonzero(labels != UNLABELLED)
+    index = np.flatnonzero(known_rows(given))
     asked = {"labelled": labelled, "pool": pool} | ({} if test is None else {"test": test})
     # Every part that is drawn has to hold each class, so that each can be learned, and judged.
     for name, size in asked.items():
@@ -244,9 +268,9 @@ def stratified_split(
         )
 
     def rows(which: np.ndarray) -> Rows:
-        return Rows(subset(inputs, which), which.astype(np.int64), labels[which])
+        return Rows(subset(inputs, which), which.astype(np.int64), given[which])
 
     unlabelled = np.flatnonzero(labels == UNLABELLED)
     unseen = unlabelled[~np.isin(groups[unlabelled], groups[third])]
     in_pool = rows(np.concatenate([second, unseen])).without_labels()
-    return Split(rows(first), in_pool, rows(third), tuple(classes), left_out=len(unlabelled) - len(unseen))
+    return Split(rows(first), in_pool, rows(third), names, left_out=len(unlabelled) - len(unseen))

@@ -43,7 +43,8 @@ PER_STEP, PER_PARAMETER = 1e7, 30
 # The learning rate: trainings of a share of the steps, by factors of the square root of ten. Short ones want
 # higher rates than long ones: on four tables two to four times that of trainings of 30 to 60 times the steps.
 SHARE, SHORTEST, FROM = 0.015, 64, 1000
-FACTOR, FIRST, TRIALS, LONGER = math.sqrt(10), 10.0, 7, 0.4
+FACTOR, FIRST, TRIALS = math.sqrt(10), 10.0, 7
+LONGER = {"targets": 0.4, "labels": 1.0}  # times the best rate of the short trainings
 SMALL = 50_000  # parameters up to which a model is small
 HELD_OUT, HELD_SHARE, FEWEST = 2000, 0.2, 50
 
@@ -262,7 +263,8 @@ def _tried(trainer: StudentTrainer, training: Training, trial: Trial, found: Aut
                 tried[rate] = value if math.isfinite(value) else math.inf
         return tried[rate]
 
-    rate = float(f"{LONGER * _lowest(score, found.learning_rate, TRIALS):.2g}")
+    factor = LONGER["labels" if training.targets is None else "targets"]
+    rate = float(f"{factor * _lowest(score, found.learning_rate, TRIALS):.2g}")
     return replace(found, learning_rate=rate, tried=tuple(tried.items()), metric=metric, trial_steps=steps)
 
 

@@ -2,6 +2,7 @@
 
 ==================  ===================================================================================
 ``ensemble``        ``Ensemble``: predictions, and everything that is fitted to held-out predictions
+``regression``      ``RegressionEnsemble``: the same for regressors; ``base``: common to both
 ``from_factories``  ``Ensemble.train``: many members from one factory
 ``out_of_fold``     ``train_ensemble``: members of any recipes, judged on folds of their training rows
 ``recipes``         members to be trained; ``methods``: seeds, bagging, snapshots, fast geometric
@@ -19,6 +20,7 @@
 from ensdistill.teachers.ensemble import Ensemble
 from ensdistill.teachers.lookups import looks_up
 from ensdistill.teachers.out_of_fold import train_ensemble
+from ensdistill.teachers.regression import RegressionEnsemble
 from ensdistill.teachers.validation import check_logits
 
-__all__ = ["Ensemble", "check_logits", "looks_up", "train_ensemble"]
+__all__ = ["Ensemble", "RegressionEnsemble", "check_logits", "looks_up", "train_ensemble"]

@@ -108,6 +108,10 @@ def _as_logits(member: TorchMember, outputs: Tensor, x: Tensor) -> Tensor:
     if member._reading is None:  # the member decides by a prediction
         member.predict_logits(x.detach().cpu().numpy())
     reading = member._reading or "logits"
+    if member.task == "multilabel":
+        if reading == "probabilities":
+            outputs = (outputs + SMOOTHING).log() - (1 - outputs + SMOOTHING).log()
+        return outputs.double()
     if outputs.shape[1] == 1 and reading in ("probabilities", "margin"):
         one = outputs[:, 0]
         pair = [1 - one, one] if reading == "probabilities" else [-one / 2, one / 2]

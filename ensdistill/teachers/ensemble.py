@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import copy
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ensdistill.common.combiners import COMBINERS, Combiner
-from ensdistill.teachers import storage
+from ensdistill.common.tasks import Task
+from ensdistill.teachers.base import BaseEnsemble
 from ensdistill.teachers.differentiable import Function, differentiable
 from ensdistill.teachers.fitting.calibration import (
+    PRIOR_ROWS,
     PRIOR_ROWS_PER_MEMBER,
     fit_mixture_temperature,
     fit_temperature,
     fit_weights,
     log_mixture,
 )
+from ensdistill.teachers.fitting.multilabel import (
+    decompose_labels,
+    fit_temperatures_of_labels,
+    fitted_rows,
+    mixture_of_labels,
+)
 from ensdistill.teachers.fitting.selection import Metric, greedy_selection
 from ensdistill.teachers.fitting.uncertainty import Uncertainty, decompose
 from ensdistill.teachers.fitting.vector_scaling import fit_vector
 from ensdistill.teachers.from_factories import train
 from ensdistill.teachers.members import Member
-from ensdistill.teachers.members.base import as_classes, parts_of
-from ensdistill.teachers.members.function import members_for
-from ensdistill.teachers.members.inputs import as_batch
+from ensdistill.teachers.members.base import as_classes
 from ensdistill.teachers.members.outputs import Output
 from ensdistill.teachers.predict import (
     answer,
@@ -38,23 +42,29 @@ from ensdistill.teachers.predict import (
     device_of,
     over_parts,
 )
+from ensdistill.teachers.regression import RegressionEnsemble
 from ensdistill.teachers.stacked import Stack, stacked_logits
 from ensdistill.teachers.stored_logits import Known, check_labels, judged, raw_logits
-from ensdistill.teachers.timing import member_seconds
 from ensdistill.teachers.validation import (
     as_members,
     check_known,
     check_members_logits,
     normalised,
+    one_task,
 )
 
-Calibration = Literal["temperature", "vector", "pooled"]
+Calibration = Literal["temperature", "vector", "per_class", "pooled"]
+METHODS: dict[Task, tuple[Calibration, ...]] = {
+    "classification": ("temperature", "vector", "pooled"),
+    "multilabel": ("temperature", "per_class", "pooled"),
+}
 PredictionWay = Literal["one_by_one", "stacked"]
 
 
-class Ensemble:
+class Ensemble(BaseEnsemble):
     """Members with temperatures, mixture weights and a combiner. Made by :meth:`from_members`, :meth:`load`
-    or ``train_ensemble``.
+    or ``train_ensemble``. Classifiers, or multi-label classifiers: then logits are log-odds of each label by
+    itself, and probabilities need not sum to one. Regressors are a :class:`RegressionEnsemble`.
 
     Attributes
     ----------
@@ -70,6 +80,7 @@ class Ensemble:
     temperature : float
         The mixture's, shared by all members, on top of their own.
     combiner : {"prob", "logit", "log_prob"}
+    task : {"classification", "multilabel"}
 
     Examples
     --------
@@ -87,11 +98,39 @@ class Ensemble:
         classes: tuple[str, ...] | None,
         weights: np.ndarray,
         combiner: Combiner,
+        task: Task = "classification",
     ) -> None:
+        self.task = task
         self.members, self.classes, self.weights, self.combiner = tuple(members), classes, weights, combiner
         self.temperatures, self.temperature = np.ones(len(members)), 1.0
         self.vectors: np.ndarray | None = None
         self._stacks: dict[tuple[int, ...], Stack] = {}
+
+    @overload
+    @classmethod
+    def from_members(
+        cls,
+        members: Sequence[Any],
+        *,
+        weights: Sequence[float] | np.ndarray | None = ...,
+        combiner: Combiner = ...,
+        classes: Sequence[str] | None = ...,
+        output: Output = ...,
+        task: Literal["regression"],
+    ) -> RegressionEnsemble: ...
+
+    @overload
+    @classmethod
+    def from_members(
+        cls,
+        members: Sequence[Any],
+        *,
+        weights: Sequence[float] | np.ndarray | None = ...,
+        combiner: Combiner = ...,
+        classes: Sequence[str] | None = ...,
+        output: Output = ...,
+        task: Literal["classification", "multilabel"] | None = ...,
+    ) -> Ensemble: ...
 
     @classmethod
     def from_members(
@@ -102,8 +141,9 @@ class Ensemble:
         combiner: Combiner = "prob",
         classes: Sequence[str] | None = None,
         output: Output = "auto",
-    ) -> Ensemble:
-        """An ensemble of members as they are.
+        task: Task | None = None,
+    ) -> Ensemble | RegressionEnsemble:
+        """An ensemble of members as they are; of regressors a :class:`RegressionEnsemble`.
 
         Parameters
         ----------
@@ -124,17 +164,24 @@ class Ensemble:
         output : {"auto", "logits", "probabilities", "log_probabilities", "margin"}
             The meaning of the outputs of arrays, functions, torch modules and ONNX files; see
             :func:`ensdistill.teachers.members.as_member`. Where they differ, make them members one by one.
+        task : {"classification", "multilabel", "regression"}, optional
+            By default each model's own, as :func:`ensdistill.teachers.members.as_member` finds it.
 
         Raises
         ------
         ValueError
-            No members, equal names, a member with a class that is not among ``classes``, or weights that do
-            not fit.
+            No members, equal names, members of several tasks, a member with a class that is not among
+            ``classes``, or weights that do not fit.
         """
         if combiner not in COMBINERS:
             raise ValueError(f"combiner: expected one of {COMBINERS}; got {combiner!r}")
         order = as_classes("the ensemble", classes)
-        adapted = as_members(members, output, order)
+        adapted = as_members(members, output, order, task)
+        found = one_task(adapted)
+        if found == "regression":
+            if combiner != "prob":
+                raise ValueError(f"combiner: expected prob, the only one of regressors; got {combiner!r}")
+            return RegressionEnsemble.from_members(adapted, weights=weights, classes=order)
         known = next((m.classes for m in adapted if m.classes is not None), None)
         order = known if order is None else order
         check_known(
@@ -142,24 +189,9 @@ class Ensemble:
             order,
             "" if classes is not None else "; name the classes of all members, in order, by classes=",
         )
-        return cls(adapted, order, normalised(weights, len(adapted)), combiner)
+        return cls(adapted, order, normalised(weights, len(adapted)), combiner, found)
 
     train = classmethod(train)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(member.name for member in self.members)
-
-    @property
-    def parameters(self) -> int:
-        return sum(member.parameters for member in self.members)
-
-    @property
-    def bytes(self) -> int:
-        return sum(member.bytes for member in self.members)
-
-    def __len__(self) -> int:
-        return len(self.members)
 
     def __repr__(self) -> str:
         width = max(map(len, self.names))
@@ -239,7 +271,7 @@ class Ensemble:
 
     def combine(self, logits: np.ndarray | Tensor, temperature: float = 1.0) -> np.ndarray:
         """The mixture's probabilities, float64 [N, C], from calibrated logits [K, N, C] (see
-        ``predict_logits``).
+        ``predict_logits``). Of multi-label members they are each label's.
 
         Raises
         ------
@@ -249,6 +281,8 @@ class Ensemble:
         if not (0 < temperature < np.inf):
             raise ValueError(f"temperature: expected a positive number; got {temperature}")
         z = check_members_logits(len(self), self.classes, logits)
+        if self.task == "multilabel":
+            return mixture_of_labels(z, self.weights, self.combiner, temperature)
         return np.exp(log_mixture(z, self.weights, self.combiner, temperature))
 
     def predict_proba(self, inputs: Any, temperature: float = 1.0) -> np.ndarray:
@@ -260,8 +294,10 @@ class Ensemble:
 
     def uncertainty(self, inputs: Any) -> Uncertainty:
         """The uncertainty of each row, split by its sources; see
-        :class:`ensdistill.teachers.fitting.uncertainty.Uncertainty`."""
-        return decompose(self.predict_logits(inputs).numpy(), self.weights)
+        :class:`ensdistill.teachers.fitting.uncertainty.Uncertainty`. Of a multi-label row it is the sum over
+        its labels, and the mean of their disagreements."""
+        logits = self.predict_logits(inputs).numpy()
+        return (decompose_labels if self.task == "multilabel" else decompose)(logits, self.weights)
 
     def calibrate(
         self,
@@ -287,10 +323,12 @@ class Ensemble:
             Raw logits (no temperature applied) of rows that the members were not trained on; or a cache of
             these members' targets.
         labels : ndarray [N], int64
-        method : {"temperature", "vector", "pooled"}
+            Of multi-label members [N, C]: 0, 1, and -1 for unknown labels, which are left out.
+        method : {"temperature", "vector", "per_class", "pooled"}
             ``temperature``: one for each member; ``vector``: a scale and a bias for each class of each
-            member. No member is worse on these rows than without. ``pooled``: one temperature for all, so
-            that the mixture is calibrated, which is never worse for it.
+            member; ``per_class`` (multi-label, in place of it): a temperature for each. No member is worse on
+            these rows than without. ``pooled``: one temperature for all, so that the mixture is calibrated,
+            which is never worse for it.
         uids : ndarray [N], optional
             Needed with a cache: the uids of the rows that ``labels`` are of, in their order.
         sample_weight : [N], optional
@@ -302,17 +340,25 @@ class Ensemble:
             Shapes, labels or values don't fit; names the member and the rows. A cache of other members is a
             CacheMismatch.
         """
-        if method not in ("temperature", "vector", "pooled"):
-            raise ValueError(f"method: expected temperature, vector or pooled; got {method!r}")
-        raw, labels, counts = judged(self, logits, labels, uids, sample_weight, unshifted=method == "vector")
+        if method not in METHODS[self.task]:
+            *others, last = METHODS[self.task]
+            raise ValueError(f"method: expected {', '.join(others)} or {last}; got {method!r}")
+        by_class = method in ("vector", "per_class")
+        raw, labels, counts = judged(self, logits, labels, uids, sample_weight, unshifted=by_class)
         self.temperatures, self.temperature, self.vectors = np.ones(len(self)), 1.0, None
-        rows: dict[str, Any] = {"labels": labels, "sample_weight": counts}
+        if method == "per_class":
+            self.vectors = fit_temperatures_of_labels(raw, labels, counts)
+            return self
+        rows = fitted_rows(self.task, raw, labels, counts)
+        options = rows.options(PRIOR_ROWS)
         if method == "temperature":
-            self.temperatures = np.array([fit_temperature(z, **rows) for z in raw])
+            self.temperatures = np.array([fit_temperature(z, **options) for z in rows.logits])
         elif method == "vector":
-            self.vectors = np.stack([fit_vector(z, **rows) for z in raw], axis=1)
+            self.vectors = np.stack([fit_vector(z, **options) for z in rows.logits], axis=1)
         else:
-            self.temperature = fit_mixture_temperature(raw, self.weights, combiner=self.combiner, **rows)
+            self.temperature = fit_mixture_temperature(
+                rows.logits, self.weights, combiner=self.combiner, **options
+            )
         return self
 
     def weigh(
@@ -344,12 +390,13 @@ class Ensemble:
         """
         shifts = self.vectors is not None
         raw, labels, counts = judged(self, logits, labels, uids, sample_weight, unshifted=shifts)
-        rows: dict[str, Any] = {"labels": labels, "combiner": self.combiner, "sample_weight": counts}
         scaled, equal = apply_scales(self.vectors, raw, self.temperatures), np.full(len(self), 1 / len(self))
+        rows = fitted_rows(self.task, scaled, labels, counts)
+        options = {**rows.options(PRIOR_ROWS), "combiner": self.combiner}
         # Logits of a wrong scale would make the loss one of a few rows, against which no prior counts.
-        scale = fit_mixture_temperature(scaled, equal, **rows)
-        weights = fit_weights(scaled / scale, prior_rows=prior_rows, **rows)
-        self.temperature = fit_mixture_temperature(scaled, weights, **rows)
+        scale = fit_mixture_temperature(rows.logits, equal, **options)
+        weights = fit_weights(rows.logits / scale, **{**options, **rows.options(prior_rows)})
+        self.temperature = fit_mixture_temperature(rows.logits, weights, **options)
         self.weights = weights
         return self
 
@@ -391,9 +438,10 @@ class Ensemble:
         """
         raw = raw_logits(self, logits, labels, uids, unshifted=self.vectors is not None)
         scaled = apply_scales(self.vectors, raw, self.temperatures) / self.temperature
+        rows = fitted_rows(self.task, scaled, check_labels(labels, self.task))
         found = greedy_selection(
-            scaled,
-            check_labels(labels),
+            rows.logits,
+            rows.labels,
             combiner=self.combiner,
             metric=metric,
             rounds=rounds,
@@ -401,7 +449,7 @@ class Ensemble:
             costs=costs,
             budget=budget,
             seed=seed,
-            prior_rows=prior_rows,
+            prior_rows=prior_rows * rows.per_row,
         )
         kept = np.flatnonzero(found.counts)
         chosen = self._of(kept, found.weights[kept])
@@ -414,47 +462,11 @@ class Ensemble:
         scales = self.temperatures * self.temperature
         return differentiable(self.members, self.classes, scales, self.vectors)
 
-    def for_uids(self, uids: np.ndarray, among: np.ndarray | None = None) -> Ensemble:
-        """The same ensemble for these samples: members with stored predictions return those of these uids.
-
-        Itself, where no member needs uids. Arguments as in ``ArrayMember.for_uids``; ``among`` is ``uids`` by
-        default.
-        """
-        members = members_for(self.members, uids, uids if among is None else among)
-        if members == self.members:
-            return self
-        asked = copy(self)
-        asked.members = members
-        return asked
-
-    def only(self, *names: str) -> Ensemble:
-        """An ensemble of these members, calibrated as here, with their weights' ratios; this one stays.
-        ValueError where there is no such member, or no name."""
-        kept = np.flatnonzero(np.isin(self.names, names))
-        if len(kept) < max(1, len(set(names))):
-            raise ValueError(f"name: expected one of {', '.join(self.names)}; got {', '.join(names)}")
-        own = self.weights[kept]
-        return self._of(kept, normalised(own if own.any() else None, len(kept)))
-
-    def weighted(self) -> Ensemble:
-        """The same mixture without members of weight 0."""
-        return self.only(*np.array(self.names)[self.weights > 0])
-
     def _of(self, kept: np.ndarray, weights: np.ndarray) -> Ensemble:
-        chosen = type(self)([self.members[k] for k in kept], self.classes, weights, self.combiner)
+        chosen = type(self)([self.members[k] for k in kept], self.classes, weights, self.combiner, self.task)
         chosen.temperatures, chosen.temperature = self.temperatures[kept], self.temperature
         chosen.vectors = None if self.vectors is None else self.vectors[:, kept]
         return chosen
-
-    def seconds(self, inputs: Any, repeats: int = 5) -> np.ndarray:
-        """Seconds of each member's prediction for ``inputs``: the median of ``repeats``, float64 [K]."""
-        return member_seconds(self.members, as_batch(inputs), repeats)
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Digests of all that its targets depend on, as JSON; ``parts`` are those of each member."""
-        members = {member.name: member.fingerprint() for member in self.members}
-        parts = {member.name: own for member in self.members if (own := parts_of(member))}
-        return {"members": members, "parts": parts, **self.settings()}
 
     def settings(self) -> dict[str, Any]:
         """Its settings beside the members: combiner, classes, and all that was fitted; JSON-able."""
@@ -465,35 +477,5 @@ class Ensemble:
             "combiner": self.combiner,
             "classes": None if self.classes is None else list(self.classes),
             **({} if self.vectors is None else {"vectors": self.vectors.tolist()}),
+            **({} if self.task == "classification" else {"task": self.task}),
         }
-
-    def save(self, folder: Path | str) -> None:
-        """Write the ensemble to a folder: ``members/<name>/`` and, last, ``ensemble.json``. It takes the
-        place of one that is there.
-
-        Raises
-        ------
-        ValueError, TypeError
-            A member that can't be saved (a module without a factory, a function); the folder is then as it
-            was before.
-        """
-        storage.save(self, folder)
-
-    @classmethod
-    def load(cls, folder: Path | str, trusted: Sequence[str] = ()) -> Ensemble:
-        """A saved ensemble, every member checked against the digest saved with it.
-
-        Other versions of torch, scikit-learn or a class's source may load it; `fingerprint` then differs.
-
-        Parameters
-        ----------
-        folder : path
-        trusted : sequence of str
-            Class paths that may be built beside torch's, this package's and scikit-learn's own.
-
-        Raises
-        ------
-        ValueError
-            Nothing complete is there, a newer version wrote it, a class is not trusted, or a file is damaged.
-        """
-        return storage.load(cls, folder, trusted)

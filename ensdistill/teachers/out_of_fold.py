@@ -15,6 +15,7 @@ from ensdistill.data.copies import stratified_folds
 from ensdistill.teachers.ensemble import Ensemble
 from ensdistill.teachers.existing import ExistingMembers
 from ensdistill.teachers.jobs import TrainingRows
+from ensdistill.teachers.planning import check_classes_alone
 from ensdistill.teachers.prepared import prepare_recipes
 from ensdistill.teachers.recipes import Recipe
 from ensdistill.teachers.requirements import check_weights
@@ -104,6 +105,7 @@ def train_ensemble(
             f"recipes: expected different names; {names.count(twice[0])} are called {twice[0]!r}; give each "
             "its own name: name="
         )
+    check_classes_alone("labelled", labelled)
     _check_rows(labelled, classes, folds)
     parts = stratified_folds(
         labelled.inputs, labelled.labels, folds, derive_seed("folds", seed), labelled.groups

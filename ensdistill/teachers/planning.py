@@ -207,11 +207,22 @@ def _called(factory: Any) -> str:
     return "member" if recipe is None else recipe["class_path"].rpartition(".")[2].lower()
 
 
+def check_classes_alone(argument: str, rows: Rows) -> None:
+    """Raise ValueError for rows of another task, for which there are no recipes."""
+    if rows.task != "classification":
+        raise ValueError(
+            f"{argument}: expected rows with classes; got labels of {rows.task}: recipes train classifiers. "
+            "Fit the models with their own library, and pass them to Ensemble.from_members"
+        )
+
+
 def as_data(data: Any, classes: Sequence[str] | None, sample_weight: Any = None) -> TrainingRows:
     """The rows to learn from, checked: labels as indices, classes by name, and weights if there are any."""
     if not isinstance(data, Rows) and not (isinstance(data, tuple) and len(data) == 2):
         raise TypeError(f"data: expected Rows, or a tuple of inputs and labels; got {class_path(type(data))}")
     given, own = (data.inputs, data.labels) if isinstance(data, Rows) else data
+    if isinstance(data, Rows):
+        check_classes_alone("data", data)
     _check_same_index("labels", own, given)
     inputs = _inputs(given)
     shape = list(inputs.shape) if isinstance(inputs, np.ndarray) else [len(inputs)]

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from ensdistill.common.errors import is_out_of_memory
+from ensdistill.common.tasks import task_of
 from ensdistill.data import BadRows
 from ensdistill.teachers.members import Member, TorchMember
 from ensdistill.teachers.members.base import Logits, arranged, positions
 from ensdistill.teachers.members.inputs import advice, as_batch, count, lazy, read
 from ensdistill.teachers.members.module import is_plain
+from ensdistill.teachers.members.moments import Moments, check_moments, moments_of
 from ensdistill.teachers.members.preprocessed import Preprocessed, inner, rows_for
 from ensdistill.teachers.validation import check_logits
 
@@ -82,6 +84,28 @@ def _predicted(member: Member, inputs: Any, made: dict[int, Any] | None) -> np.n
     return member.predict_logits(rows_for(member, inputs))
 
 
+def answer_moments(member: Member, inputs: Any, names: Sequence[str] | None, made: dict[int, Any]) -> Moments:
+    """The means and variances of a regressor, checked and in the order of ``names``: float64 [N, D].
+
+    Raises
+    ------
+    ValueError
+        It returns another number of columns, NaN, infinity or a negative variance; names the member and the
+        rows.
+    """
+    rows = count(inputs)
+    with named(member.name, rows):
+        if type(member) is Preprocessed:
+            found = moments_of(member.member, member.prepared(inputs, made))
+        else:
+            found = moments_of(member, rows_for(member, inputs))
+    check_moments(found, member.name, rows, names if member.classes is None else member.classes)
+    if member.classes is None or names is None or (order := positions(member.classes, names)) is None:
+        return found
+    mean, variance = found
+    return Moments(mean[:, order], None if variance is None else variance[:, order])
+
+
 def answer_on(device: torch.device, member: Member, inputs: Any, classes: Sequence[str] | None) -> Tensor:
     """The same as a tensor on ``device``; logits of a torch member there are not copied."""
     own, rows = inner(member), count(inputs)
@@ -103,7 +127,8 @@ def check_same_classes(members: Sequence[Member], logits: Sequence[Logits]) -> N
 
 
 def _ordered(logits: Logits, member: Member, rows: int, classes: Sequence[str] | None) -> Logits:
-    check_logits(logits, member.name, rows, classes if member.classes is None else member.classes)
+    own = classes if member.classes is None else member.classes
+    check_logits(logits, member.name, rows, own, task_of(member))
     return (
         logits
         if member.classes is None or classes is None

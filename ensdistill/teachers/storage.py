@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ensdistill.common.files import read_json, write_json
+from ensdistill.common.tasks import check_task
 from ensdistill.teachers.members import Member, load_member
 from ensdistill.teachers.members.base import warned_already
 from ensdistill.teachers.members.needs import check_needs
 from ensdistill.teachers.validation import plain_name
 
 if TYPE_CHECKING:
-    from ensdistill.teachers.ensemble import Ensemble
+    from ensdistill.teachers.base import BaseEnsemble
 
 FORMAT = 1
 
 
-def save(ensemble: Ensemble, folder: Path | str) -> None:
+def save(ensemble: BaseEnsemble, folder: Path | str) -> None:
     """See :meth:`ensdistill.teachers.Ensemble.save`."""
     folder = Path(folder).absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -45,8 +46,8 @@ def save(ensemble: Ensemble, folder: Path | str) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def load(cls: type[Ensemble], folder: Path | str, trusted: Sequence[str]) -> Ensemble:
-    """See :meth:`ensdistill.teachers.Ensemble.load`."""
+def load(cls: Any, folder: Path | str, trusted: Sequence[str]) -> Any:
+    """See :meth:`ensdistill.teachers.Ensemble.load`; ``cls`` has ``from_members``."""
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"folder: there is no folder {str(folder)!r}")
@@ -60,14 +61,16 @@ def load(cls: type[Ensemble], folder: Path | str, trusted: Sequence[str]) -> Ens
         got = f"format {about.get('format')!r}" if isinstance(about, dict) else "something else"
         raise ValueError(f"{folder / 'ensemble.json'}: expected an ensemble of format {FORMAT}; got {got}")
     check_needs(folder, about)
+    task = check_task(about.get("task", "classification"), f"{folder / 'ensemble.json'}: task")
     try:
         members = [
             load_member(folder / "members" / plain_name(name, folder), trusted)
             for name in dict(about["members"])
         ]
         with warned_already():
+            more = {"combiner": about["combiner"]} if task != "regression" else {}
             ensemble = cls.from_members(
-                members, weights=about["weights"], combiner=about["combiner"], classes=about["classes"]
+                members, weights=about["weights"], classes=about["classes"], task=task, **more
             )
     except (KeyError, TypeError) as error:
         raise ValueError(
@@ -83,7 +86,7 @@ def load(cls: type[Ensemble], folder: Path | str, trusted: Sequence[str]) -> Ens
     return ensemble
 
 
-def write_about(ensemble: Ensemble, folder: Path) -> None:
+def write_about(ensemble: BaseEnsemble, folder: Path) -> None:
     """Write ``ensemble.json``, the last file of a saved ensemble, whose members are there."""
     members = _contents(ensemble.members, folder)
     files = sorted(file for member in members for file in (folder / "members" / member).rglob("member.json"))
@@ -102,7 +105,7 @@ def _contents(members: Sequence[Member], folder: Path) -> dict[str, Any]:
     }
 
 
-def _restore(ensemble: Ensemble, about: dict[str, Any], file: Path) -> None:
+def _restore(ensemble: Any, about: dict[str, Any], file: Path) -> None:
     """Restore the fitted numbers to the last bit: normalising weights again could change them."""
     count = len(ensemble)
 
@@ -121,6 +124,27 @@ def _restore(ensemble: Ensemble, about: dict[str, Any], file: Path) -> None:
         f"{count} numbers of at least 0 and of sum 1",
         lambda w: len(w) == count and (w >= 0).all() and abs(w.sum() - 1) < 1e-9,
     )
+    if ensemble.task == "regression":
+        width = "D" if ensemble.classes is None else len(ensemble.classes)
+        ensemble.variance_factor = float(numbers("variance_factor", 0, "a positive number", lambda f: f > 0))
+        if about.get("noise") is not None:
+            ensemble.noise = numbers(
+                "noise",
+                1,
+                f"{width} numbers of at least 0",
+                lambda v: (v >= 0).all() and width in ("D", len(v)),
+            )
+        if about.get("interval") is not None:
+            about = dict(about["interval"])
+            level = float(numbers("level", 0, "a number in (0, 1)", lambda p: 0 < p < 1))
+            half = numbers(
+                "deviations",
+                1,
+                f"{width} numbers of at least 0",
+                lambda v: (v >= 0).all() and width in ("D", len(v)),
+            )
+            ensemble.interval = level, half
+        return
     ensemble.temperatures = numbers(
         "temperatures", 1, f"{count} positive numbers", lambda t: len(t) == count and (t > 0).all()
     )

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from torch import Tensor
 
+from ensdistill.common.tasks import Task, task_of
+from ensdistill.data.multilabel import as_multilabels
 from ensdistill.data.rows import as_weights
+from ensdistill.data.tasks import known_rows
 from ensdistill.teachers.validation import check_logits
 
 if TYPE_CHECKING:
@@ -51,7 +54,8 @@ def raw_logits(
         The cache is of other members (CacheMismatch), holds a mixture only, or shifted rows where they have
         to be as they were.
     """
-    labels = check_labels(labels)
+    task = task_of(ensemble)
+    labels = check_labels(labels, task)
     if isinstance(logits, StoredLogits):
         raw = logits.raw_logits(ensemble, uids, len(labels), unshifted)
     elif uids is not None:
@@ -65,7 +69,12 @@ def raw_logits(
         raise ValueError(
             f"logits: expected [{count}, {len(labels)}, C] for {len(labels)} labels; got {list(raw.shape)}"
         )
-    if labels.min() < 0 or labels.max() >= raw.shape[2]:
+    if task == "multilabel":
+        if labels.shape[1] != raw.shape[2]:
+            raise ValueError(f"labels: expected [{len(labels)}, {raw.shape[2]}]; got {list(labels.shape)}")
+        if not known_rows(labels).any():
+            raise ValueError(f"labels: expected known labels; all of {len(labels)} rows are unknown")
+    elif labels.min() < 0 or labels.max() >= raw.shape[2]:
         hint = (
             "; rows without a label (-100) can be left out by uids"
             if isinstance(logits, StoredLogits) and labels.min() == -100
@@ -73,7 +82,7 @@ def raw_logits(
         )
         raise ValueError(f"labels: expected 0..{raw.shape[2] - 1}; got {labels.min()}..{labels.max()}{hint}")
     for name, z in zip(ensemble.names, raw, strict=True):
-        check_logits(z, name, len(labels), ensemble.classes)
+        check_logits(z, name, len(labels), ensemble.classes, task)
     return raw
 
 
@@ -92,7 +101,8 @@ def judged(
     Arguments and errors as for :func:`raw_logits`; ``sample_weight`` are N numbers of at least 0, one of them
     above it.
     """
-    raw, labels = raw_logits(ensemble, logits, labels, uids, unshifted=unshifted), check_labels(labels)
+    raw = raw_logits(ensemble, logits, labels, uids, unshifted=unshifted)
+    labels = check_labels(labels, task_of(ensemble))
     if sample_weight is None:
         return raw, labels, None
     weights = as_weights("sample_weight", sample_weight, len(labels))
@@ -102,8 +112,10 @@ def judged(
     return raw[:, kept], labels[kept], weights[kept]
 
 
-def check_labels(labels: Any) -> np.ndarray:
-    """Labels as an array [N] of integers."""
+def check_labels(labels: Any, task: Task = "classification") -> np.ndarray:
+    """Labels as an array [N] of integers; of multi-label ones int8 [N, C], -1 for unknown ones."""
+    if task == "multilabel":
+        return as_multilabels(labels)
     labels = np.asarray(labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise ValueError(

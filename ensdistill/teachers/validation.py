@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from ensdistill.common.tasks import Task, task_of
 from ensdistill.data import BadRows
 from ensdistill.teachers.members import (
     BoostedMember,
@@ -24,18 +25,26 @@ from ensdistill.teachers.members.outputs import Output
 from ensdistill.teachers.members.preprocessed import share_preprocess
 
 
-def check_logits(logits: np.ndarray | Tensor, name: str, rows: int, classes: Sequence[str] | None) -> None:
-    """Raise ValueError, naming the member and the rows, for logits [N, C] that are no logits."""
+def check_logits(
+    logits: np.ndarray | Tensor,
+    name: str,
+    rows: int,
+    classes: Sequence[str] | None,
+    task: Task = "classification",
+) -> None:
+    """Raise ValueError, naming the member and the rows, for logits [N, C] that are no logits. Log-odds
+    (multi-label) have to be finite; a classifier may rule classes out by -inf."""
     if logits.ndim != 2 or len(logits) != rows or (classes is not None and logits.shape[1] != len(classes)):
         expected = "C" if classes is None else len(classes)
         raise ValueError(f"{name}: expected logits [{rows}, {expected}]; got {list(logits.shape)}")
     if isinstance(logits, Tensor):
         # A row's largest is finite just where the row is good: little work for a GPU. The fault is then found
         # in main memory.
-        if logits.numel() == 0 or bool(logits.amax(1).isfinite().all()):
+        least = logits if task == "multilabel" else logits.amax(1) if logits.numel() else logits
+        if bool(least.isfinite().all()):
             return
         logits = logits.cpu().numpy()
-    wrong = np.isnan(logits) | np.isposinf(logits)
+    wrong = ~np.isfinite(logits) if task == "multilabel" else np.isnan(logits) | np.isposinf(logits)
     bad = np.flatnonzero(wrong.any(1))
     if len(bad):
         value = logits[bad[0]][wrong[bad[0]]][0]
@@ -52,7 +61,27 @@ def check_logits(logits: np.ndarray | Tensor, name: str, rows: int, classes: Seq
         )
 
 
-def as_members(members: Sequence[Any], output: Output, order: tuple[str, ...] | None) -> list[Member]:
+def one_task(members: Sequence[Member]) -> Task:
+    """The members' task.
+
+    Raises
+    ------
+    ValueError
+        They are of several; names two members.
+    """
+    first = members[0]
+    for member in members:
+        if task_of(member) != task_of(first):
+            raise ValueError(
+                f"members: expected one task; {first.name} is of the task {task_of(first)}, {member.name} of "
+                f"{task_of(member)}: make an ensemble of each, or state the task of both by task="
+            )
+    return task_of(first)
+
+
+def as_members(
+    members: Sequence[Any], output: Output, order: tuple[str, ...] | None, task: Task | None = None
+) -> list[Member]:
     """Members of any values, of different names; see ``Ensemble.from_members``."""
     if isinstance(members, nn.Module):
         raise TypeError(
@@ -62,7 +91,7 @@ def as_members(members: Sequence[Any], output: Output, order: tuple[str, ...] | 
     if len(members) == 0:
         raise ValueError("members: expected at least one; got none")
     adapted = [
-        named_by_index(as_member(m, name, output), m, order)
+        named_by_index(as_member(m, name, output, task), m, order)
         for m, name in zip(members, free_names(members), strict=True)
     ]
     share_preprocess(adapted)
@@ -111,6 +140,7 @@ def named_by_index(member: Member, value: Any, classes: tuple[str, ...] | None) 
         or not isinstance(member, SklearnMember | BoostedMember)
         or classes is None
         or member.classes is None
+        or member.task != "classification"
     ):
         return member
     return (
@@ -130,7 +160,13 @@ def check_known(members: Sequence[Member], classes: tuple[str, ...] | None, reme
                 f"members: {member.name} has the classes {list(member.classes)}; expected "
                 f"{list(classes)}{remedy}"
             )
-        if unseen := [name for name in classes if name not in member.classes]:
+        unseen = [name for name in classes if name not in member.classes]
+        if unseen and task_of(member) != "classification":
+            raise ValueError(
+                f"members: {member.name} lacks {unseen}; expected all of {list(classes)}, because a member "
+                f"of the task {task_of(member)} has no prediction for others{remedy}"
+            )
+        if unseen:
             warn_of_unseen(member.name, unseen, stacklevel=4)
 
 

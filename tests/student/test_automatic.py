@@ -255,7 +255,7 @@ def test_students_of_a_stack_have_numbers_of_their_own(cache, trained):
 
 def test_members_make_twenty_epochs():
     steps = [Optimization().for_member(rows).steps for rows in (10, 5000, 10**6)]
-    assert steps == [500, 1562, 3000]
+    assert steps == [500, 3125, 6000]
     given = Optimization(steps=7, learning_rate=0.1, schedule="cosine")
     assert given.for_member(10) == replace(given, batch_size=64)
     members = Ensemble.train(STUDENT, (ROWS.inputs[:], ROWS.labels), members=1, optimization=Optimization(7))

@@ -8,6 +8,7 @@ from pathlib import Path
 from ensdistill.data.files import in_class_folders
 from ensdistill.data.partition import POOL
 from ensdistill.data.sources.roles import setting
+from ensdistill.data.sources.target import Target
 
 PART_NAMES = {"train", "training", "test", "pool", "unlabelled", "val", "valid", "validation"}
 
@@ -60,3 +61,19 @@ def class_folders(
             f"{', '.join(sorted(set(names)))}. Give each of them a setting: path, test_path, pool_path"
         )
     return paths, names
+
+
+def class_column(target: Target) -> str:
+    """The one column that the names of class folders fill.
+
+    Raises
+    ------
+    ValueError
+        The target is not one of classes, which folders hold.
+    """
+    if not target.of_classes:
+        raise ValueError(
+            f"task: expected a table of paths or texts for a target of {target.task or 'multilabel'}; got a "
+            "folder for each class"
+        )
+    return target.names[0]

@@ -14,12 +14,14 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 import xxhash
 
+from ensdistill.common.tasks import Task
 from ensdistill.data.files import IMAGES, ImageFiles, check_depth, decoded
 from ensdistill.data.partition import Partition, Whole
 from ensdistill.data.samples import Lazy, as_samples
 from ensdistill.data.sources import base
-from ensdistill.data.sources.folders import class_folders
+from ensdistill.data.sources.folders import class_column, class_folders
 from ensdistill.data.sources.roles import joined_frames, read_roles, roles_of, whole_of
+from ensdistill.data.sources.target import Target
 from ensdistill.data.table_files import TABLES, TableFile
 from ensdistill.data.uids import content_uids
 
@@ -54,11 +56,12 @@ class ImageFolder(base.Divided):
         The classes in the order of their indices; sorted by default.
     test_path, pool_path : path, optional
         Folders or tables of the test images, and of images without labels.
-    file, target : str
-        The columns of a table.
-    id, weight : str, optional
-    unlabelled : list of str, optional
-        See :class:`Table`; columns of a table, and words in the target's.
+    file : str
+        The column of paths in a table.
+    target : str or list of str
+        That of labels, or several.
+    id, weight, unlabelled, task, separator
+        See :class:`Table`; columns of a table, and words in the target's. Folders are of classes.
     lazy : bool, optional
         Whether images are decoded when they are needed; decided by their size by default.
     parts : Partition
@@ -82,18 +85,24 @@ class ImageFolder(base.Divided):
     test_path: Path | None = None
     pool_path: Path | None = None
     file: str = "path"
-    target: str = "label"
+    target: str | list[str] = "label"
     id: str | None = None
     weight: str | None = None
     unlabelled: list[str] | None = None
     lazy: bool | None = None
     parts: Partition = field(default_factory=Partition)
+    task: Task | None = None
+    separator: str | None = None
 
     def __post_init__(self) -> None:
+        self._target()
         for name, values in (("mode", ("RGB", "L")), ("on_error", ("raise", "skip"))):
             if getattr(self, name) not in values:
                 raise ValueError(f"{name}: expected {' or '.join(values)}; got {getattr(self, name)!r}")
         base.not_both_given(self.parts, self.test_path)
+
+    def _target(self) -> Target:
+        return Target(self.target, self.task, self.separator, self.labels)
 
     def _read(self) -> Whole:
         roles = roles_of(self.parts, target=self.target, id=self.id, weight=self.weight)
@@ -125,7 +134,7 @@ class ImageFolder(base.Divided):
             else as_samples([images[place] for place in good])
         )
         frame, uids = frame.iloc[good].reset_index(drop=True), content_uids(keys)
-        return whole_of(samples, frame, roles, by_file[good], order=self.labels, uids=uids)
+        return whole_of(samples, frame, roles, by_file[good], target=self._target(), uids=uids)
 
     def _listed(self, path: Path, part: int, argument: str, roles: dict[str, str]) -> Any:
         """A frame of paths, labels and the columns that divide them."""
@@ -133,12 +142,21 @@ class ImageFolder(base.Divided):
 
         if path.suffix.lower() in TABLES:
             return self._by_table(TableFile(path), part, argument, roles)
+        column = class_column(self._target())
         paths, names = class_folders(path, IMAGES, "image", argument, part, roles)
-        return pd.DataFrame({self.file: [str(one) for one in paths], self.target: names})
+        return pd.DataFrame({self.file: [str(one) for one in paths], column: names})
 
     def _by_table(self, table: TableFile, part: int, argument: str, roles: dict[str, str]) -> Any:
         table.column(self.file, "file")
-        frame = read_roles(table, [self.file], roles, part, unlabelled=self.unlabelled, text=[self.file])
+        frame = read_roles(
+            table,
+            [self.file],
+            roles,
+            part,
+            unlabelled=self.unlabelled,
+            text=[self.file],
+            texts=self._target().texts,
+        )
         paths = [None if isinstance(p, float) else table.path.parent / p for p in frame[self.file].tolist()]
         lost = next((row for row, path in enumerate(paths) if path is None or not path.is_file()), None)
         if lost is not None:

@@ -18,6 +18,7 @@ from ensdistill.data.rows import UNLABELLED
 from ensdistill.data.samples import Joined, Lazy, positions, stream
 from ensdistill.data.sources import base
 from ensdistill.data.sources.roles import DIVIDING, roles_of, whole_of
+from ensdistill.data.sources.target import Target
 
 BATCH = 256
 FEW = 4096  # so many items are read before worker processes would have started
@@ -103,7 +104,7 @@ class Items(base.Divided):
             frame,
             roles_of(self.parts, target=self.label),
             np.concatenate([np.full(len(one.labels), one.part, np.int8) for one in found]),
-            order=self.labels,
+            target=Target(self.label, order=self.labels),
             uids=np.arange(start),
         )
         # The names of classes stand for the numbers that the items have.

@@ -8,25 +8,30 @@ from typing import Any
 import numpy as np
 
 from ensdistill.data import batches as b
-from ensdistill.data.classes import classes_of
 from ensdistill.data.partition import DRAWN, PARTS, POOL, Partition, Whole
-from ensdistill.data.rows import UNLABELLED, BadRows, Rows, as_weights
+from ensdistill.data.rows import BadRows, Rows, as_weights
+from ensdistill.data.sources.target import Target
 from ensdistill.data.table_files import MISSING, NONE, TableFile
+from ensdistill.data.tasks import known_rows, unlabelled_like
 from ensdistill.data.uids import given_uids
 
 DIVIDING = ("group", "time", "column")
 
 
-def roles_of(parts: Partition, **columns: str | None) -> dict[str, str]:
-    """Role -> column, of those that are given: ``target``, ``id``, ``weight``, and the columns of
-    ``parts``."""
-    roles = columns | {name: getattr(parts, name) for name in DIVIDING}
+def roles_of(
+    parts: Partition, *, target: str | Sequence[str] | None = None, **columns: str | None
+) -> dict[str, str]:
+    """Role -> column, of those that are given: ``target`` (``target 1`` and so on for further columns of it),
+    ``id``, ``weight``, and the columns of ``parts``."""
+    targets = [] if target is None else [target] if isinstance(target, str) else list(target)
+    numbered = {f"target {i}" if i else "target": name for i, name in enumerate(targets)}
+    roles = numbered | columns | {name: getattr(parts, name) for name in DIVIDING}
     return {role: name for role, name in roles.items() if name is not None}
 
 
 def setting(role: str) -> str:
     """The setting that names a role's column."""
-    return f"parts.{role}" if role in DIVIDING else role
+    return f"parts.{role}" if role in DIVIDING else role.partition(" ")[0]
 
 
 def read_roles(
@@ -38,6 +43,7 @@ def read_roles(
     unlabelled: Sequence[str] | None = None,
     missing: Sequence[str] = MISSING,
     text: Sequence[str] = (),
+    texts: bool = True,
 ) -> Any:
     """A frame of the inputs, and of the columns that have a role.
 
@@ -55,6 +61,9 @@ def read_roles(
         Fields of a text table's inputs that hold no value.
     text : sequence of str
         Inputs that stay strings, even where all look like numbers.
+    texts : bool
+        Whether the target holds classes or tags, in which ``NA`` may be a word; columns of 0 and 1, and of
+        numbers, have gaps like inputs.
 
     Raises
     ------
@@ -62,14 +71,22 @@ def read_roles(
         A column is not there, or the target holds a word that may be a class or stand for an unknown label.
     """
     target = roles["target"]
-    wanted = {r: name for r, name in roles.items() if not (part == POOL and r in ("target", "column"))}
+    targets = [name for role, name in roles.items() if setting(role) == "target"]
+    wanted = {
+        r: n for r, n in roles.items() if not (part == POOL and setting(r) in ("target", "parts.column"))
+    }
     for role, name in wanted.items():
         file.column(name, setting(role))
     frame = file.read(
-        list(dict.fromkeys([*inputs, *wanted.values()])), verbatim=[target], missing=missing, text=text
+        list(dict.fromkeys([*inputs, *wanted.values()])),
+        verbatim=targets if texts else [],
+        missing=missing,
+        text=text,
     )
     if part == POOL:
-        return frame.assign(**{target: None})
+        return frame.assign(**dict.fromkeys(targets))
+    if not texts or frame[target].map(lambda value: isinstance(value, (list, np.ndarray))).any():
+        return frame
     column = frame[target]
     words = column.isin([*MISSING[1:], NONE, *(unlabelled or ())]) & (file.kind == "CSV")
     unknown = column.isin(unlabelled or ())
@@ -137,7 +154,7 @@ def whole_of(
     roles: dict[str, str],
     by_file: np.ndarray,
     *,
-    order: Sequence[str] | None,
+    target: Target,
     uids: np.ndarray,
 ) -> Whole:
     """All rows of a data set.
@@ -152,8 +169,8 @@ def whole_of(
         Role -> column.
     by_file : ndarray [N], int8
         The part that the file of each row stands for.
-    order : sequence of str, optional
-        The classes.
+    target : Target
+        How the target's columns become labels.
     uids : ndarray [N], int64
         Where no column has this role.
 
@@ -170,14 +187,15 @@ def whole_of(
         part_of = _parts(columns["column"].tolist(), named["column"], gaps["column"])
         given = np.where(by_file == DRAWN, part_of, by_file)
     judged = given != POOL
-    indices = np.full(len(frame), UNLABELLED, np.int64)
-    indices[judged], classes, values = classes_of(columns["target"][judged], order, argument=named["target"])
+    known, classes, values = target.labels(frame[judged], named["target"])
+    labels = unlabelled_like(np.resize(known, (len(frame), *known.shape[1:])))
+    labels[judged] = known
     weights = groups = times = None
     if "id" in roles:
         uids = given_uids(columns["id"], len(frame), named["id"])
     if "weight" in roles:
         weights = as_weights(named["weight"], columns["weight"].to_numpy(), len(frame))
-        counted = weights[indices != UNLABELLED]
+        counted = weights[known_rows(labels)]
         if not counted.any():
             raise ValueError(
                 f"{named['weight']}: expected a number above 0 in some row with a label; all "
@@ -187,7 +205,7 @@ def whole_of(
         groups = _numbered(columns["group"].tolist(), named["group"], gaps["group"])
     if "time" in roles:
         times = _times(columns["time"], named["time"], gaps["time"])
-    rows = Rows(samples, uids, indices, weights, groups)
+    rows = Rows(samples, uids, labels, weights, groups)
     return Whole(rows, classes, values, times, None if (given == DRAWN).all() else given)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ensdistill.common.tasks import Task
 from ensdistill.data import batches as b
 from ensdistill.data.parquet import ParquetSamples
 from ensdistill.data.partition import Partition, Whole
@@ -18,6 +19,7 @@ from ensdistill.data.reading import default_workers
 from ensdistill.data.samples import Joined, as_samples, sample_hashes
 from ensdistill.data.sources import base
 from ensdistill.data.sources.roles import joined_frames, read_roles, roles_of, setting, whole_of
+from ensdistill.data.sources.target import Target
 from ensdistill.data.table_files import MISSING, TableFile
 from ensdistill.data.uids import content_uids
 
@@ -51,8 +53,9 @@ class Table(base.Divided):
     path : path
         ``.csv``, ``.tsv``, ``.jsonl``, ``.ndjson``, ``.parquet``, ``.feather`` or ``.arrow``; see
         :func:`ensdistill.data.table_files.read_table` for the missing values of text.
-    target : str
-        The column of the labels, of any kind. Rows without a label go to the pool.
+    target : str or list of str
+        The column of the labels, of any kind; or several columns, of 0 and 1 (multi-label) or of numbers
+        (regression). Rows without a label go to the pool.
     columns : list of str, optional
         The inputs. By default all columns but the target and those that have another role here or in
         ``parts``.
@@ -66,6 +69,11 @@ class Table(base.Divided):
     labels : list of str, optional
         The classes in the order of their indices. By default categories keep the order that they have,
         numbers are sorted by value and strings by name.
+    task : {"classification", "multilabel", "regression"}, optional
+        Classification by default; needed beside several target columns.
+    separator : str, optional
+        Between the tags of one target column, which then is multi-label: its labels are all tags, or those
+        that ``labels`` lists. An empty field is an unknown label.
     unlabelled : list of str, optional
         Texts in the target column that stand for an unknown label. An empty field always does. Where the
         column holds ``NA``, ``None`` or the like, these may be classes too, so the list must be given.
@@ -101,7 +109,7 @@ class Table(base.Divided):
     """
 
     path: Path
-    target: str
+    target: str | list[str]
     columns: list[str] | None = None
     ignore: list[str] = field(default_factory=list)
     id: str | None = None
@@ -113,9 +121,15 @@ class Table(base.Divided):
     pool_path: Path | None = None
     lazy: bool | None = None
     parts: Partition = field(default_factory=Partition)
+    task: Task | None = None
+    separator: str | None = None
 
     def __post_init__(self) -> None:
+        self._target()
         base.not_both_given(self.parts, self.test_path)
+
+    def _target(self) -> Target:
+        return Target(self.target, self.task, self.separator, self.labels)
 
     def _read(self) -> Whole:
         files = [(part, TableFile(path)) for name, part in base.FILES if (path := getattr(self, name))]
@@ -130,6 +144,7 @@ class Table(base.Divided):
                 part,
                 unlabelled=self.unlabelled,
                 missing=MISSING if self.missing is None else ["", *self.missing],
+                texts=self._target().texts,
             )
             for part, file in files
         ]
@@ -140,7 +155,7 @@ class Table(base.Divided):
         by_file = np.repeat(np.array([part for part, _ in files], np.int8), [len(one) for one in frames])
         keys = getattr(samples, "content_keys", None)
         uids = content_uids(sample_hashes(samples) if keys is None else keys)
-        return whole_of(samples, frame, roles, by_file, order=self.labels, uids=uids)
+        return whole_of(samples, frame, roles, by_file, target=self._target(), uids=uids)
 
     def _inputs(self, file: TableFile, roles: dict[str, str]) -> list[str]:
         for role, column in roles.items():
@@ -150,11 +165,12 @@ class Table(base.Divided):
         if self.columns is not None:
             for name in self.columns:
                 file.column(name)
+                wanted = ("target", "id", "weight", "parts.column")
                 as_role = next(
-                    (r for r in ("target", "id", "weight", "column") if roles.get(r) == name), None
+                    (r for r, column in roles.items() if column == name and setting(r) in wanted), None
                 )
                 if as_role or name in self.ignore:
-                    kind = f"the {as_role}" if as_role else "to be ignored"
+                    kind = f"the {as_role.partition(' ')[0]}" if as_role else "to be ignored"
                     raise ValueError(f"columns: {name!r} is {kind}, and no input")
         inputs = self.columns or [
             name for name in file.names if name not in roles.values() and name not in self.ignore

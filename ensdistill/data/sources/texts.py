@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from ensdistill.common.tasks import Task
 from ensdistill.data.labels import is_missing
 from ensdistill.data.partition import Partition, Whole
 from ensdistill.data.rows import BadRows
 from ensdistill.data.samples import as_samples, sample_hashes
 from ensdistill.data.sources import base
-from ensdistill.data.sources.folders import class_folders
+from ensdistill.data.sources.folders import class_column, class_folders
 from ensdistill.data.sources.roles import joined_frames, read_roles, roles_of, whole_of
+from ensdistill.data.sources.target import Target
 from ensdistill.data.table_files import TABLES, TableFile
 from ensdistill.data.uids import content_uids
 
@@ -28,11 +30,12 @@ class Texts(base.Divided):
     path : path
         A table (``.csv``, ``.tsv``, ``.jsonl``, ``.parquet``, ...) with a column of texts and one of labels;
         or a folder with a folder of ``.txt`` files (UTF-8) for each class.
-    text, target : str
-        These columns. Rows without a label go to the pool.
-    id, weight : str, optional
-    labels, unlabelled : list of str, optional
-        See :class:`Table`.
+    text : str
+        The column of texts.
+    target : str or list of str
+        That of labels, or several. Rows without a label go to the pool.
+    id, weight, labels, unlabelled, task, separator
+        See :class:`Table`. Folders are of classes.
     test_path, pool_path : path, optional
         A table or folder of the test texts, and one of texts without labels.
     parts : Partition
@@ -59,7 +62,7 @@ class Texts(base.Divided):
 
     path: Path
     text: str = "text"
-    target: str = "label"
+    target: str | list[str] = "label"
     id: str | None = None
     weight: str | None = None
     labels: list[str] | None = None
@@ -67,9 +70,15 @@ class Texts(base.Divided):
     test_path: Path | None = None
     pool_path: Path | None = None
     parts: Partition = field(default_factory=Partition)
+    task: Task | None = None
+    separator: str | None = None
 
     def __post_init__(self) -> None:
+        self._target()
         base.not_both_given(self.parts, self.test_path)
+
+    def _target(self) -> Target:
+        return Target(self.target, self.task, self.separator, self.labels)
 
     def _read(self) -> Whole:
         roles = roles_of(self.parts, target=self.target, id=self.id, weight=self.weight)
@@ -79,7 +88,7 @@ class Texts(base.Divided):
         by_file = np.repeat(np.array([part for part, *_ in sources], np.int8), [len(one) for one in frames])
         samples = as_samples(frame[self.text].tolist())
         uids = content_uids(sample_hashes(samples))
-        return whole_of(samples, frame, roles, by_file, order=self.labels, uids=uids)
+        return whole_of(samples, frame, roles, by_file, target=self._target(), uids=uids)
 
     def _listed(self, path: Path, part: int, argument: str, roles: dict[str, str]) -> Any:
         """A frame of texts, labels and the columns that divide them."""
@@ -92,13 +101,22 @@ class Texts(base.Divided):
                 raise ValueError(
                     f"text: expected a column of its own; got {self.text!r}, which has another role"
                 )
-            frame = read_roles(table, [self.text], roles, part, unlabelled=self.unlabelled, text=[self.text])
+            frame = read_roles(
+                table,
+                [self.text],
+                roles,
+                part,
+                unlabelled=self.unlabelled,
+                text=[self.text],
+                texts=self._target().texts,
+            )
             _check_texts(frame[self.text].tolist(), f"{argument}: column {self.text!r} of {path}", None)
             return frame
+        column = class_column(self._target())
         paths, names = class_folders(path, (".txt",), "text", argument, part, roles)
         texts = [_content(one) for one in paths]
         _check_texts(texts, argument, paths)
-        return pd.DataFrame({self.text: texts, self.target: names})
+        return pd.DataFrame({self.text: texts, column: names})
 
 
 def _content(path: Path) -> str:

@@ -126,9 +126,11 @@ def greedy_selection(
     >>> greedy_selection(z, labels, costs=[1, 1, 5], budget=2.5).counts.tolist()
     [1, 1, 0]
     """
-    _check_options(combiner, metric, rounds, bags, share)
+    if combiner not in COMBINERS:
+        raise ValueError(f"combiner: expected one of {COMBINERS}; got {combiner!r}")
+    check_options(metric, ("nll", "accuracy", "brier"), rounds, bags, share)
     z = _checked(logits, labels)
-    price = _prices(len(z), costs, budget, bags)
+    price = prices(len(z), costs, budget, bags)
     check_prior_rows(prior_rows)
     equal, errors = np.full(len(z), 1 / len(z)), PRIOR_ERRORS * prior_rows / PRIOR_ROWS_PER_MEMBER
     softened = z / cautious_temperature(z, equal, labels, combiner, errors)
@@ -136,23 +138,28 @@ def greedy_selection(
     votes, losses = _votes(softened, labels, combiner, metric, prior)
     # The loss of equal probabilities, before any member is taken.
     start = losses(_votes(np.zeros_like(z[:1]), labels, combiner, metric, prior)[0][0])[0]
-    search, everybody = _Search(votes, losses, start, rounds, price), np.arange(len(z))
-    if bags > 1:
-        size, drawn = max(1, round(share * len(z))), list[np.ndarray]()
-        for bag in range(bags):
-            drawn.append(np.sort(random_generator("selection bag", seed, bag).permutation(everybody)[:size]))
-        order = np.concatenate([search.walk(members)[0] for members in drawn])
-    elif budget is None:
-        order, _ = search.walk(everybody)
-    else:
-        walks = [search.walk(everybody, budget, by_cost) for by_cost in (False, True)]
-        order = min(walks, key=lambda walk: walk[1][-1])[0]
+    order = taken(Search(votes, losses, start, rounds, price), bags, share, budget, seed)
     plain, loss = _votes(z, labels, combiner, metric, np.zeros_like(prior))
     after = np.array([loss(plain[order[: i + 1]].mean(0))[0] for i in range(len(order))])
     counts = np.bincount(order, minlength=len(z))
     cost = float(price[counts > 0].sum()) if costs is not None else float("nan")
     temperature = cautious_temperature(z, counts / counts.sum(), labels, combiner, errors)
     return Selection(counts, order, after, cost, temperature)
+
+
+def taken(search: Search, bags: int, share: float, budget: float | None, seed: int) -> np.ndarray:
+    """The members in the order in which the rounds of all bags take them; arguments as for
+    :func:`greedy_selection`."""
+    everybody = np.arange(len(search.votes))
+    if bags > 1:
+        size, drawn = max(1, round(share * len(everybody))), list[np.ndarray]()
+        for bag in range(bags):
+            drawn.append(np.sort(random_generator("selection bag", seed, bag).permutation(everybody)[:size]))
+        return np.concatenate([search.walk(members)[0] for members in drawn])
+    if budget is None:
+        return search.walk(everybody)[0]
+    walks = [search.walk(everybody, budget, by_cost) for by_cost in (False, True)]
+    return min(walks, key=lambda walk: walk[1][-1])[0]
 
 
 def _votes(
@@ -194,7 +201,7 @@ def _votes(
 
 
 @dataclass(frozen=True)
-class _Search:
+class Search:
     """Members' summands [K, ...], the loss of a mean, the loss without a member, rounds, and prices [K]."""
 
     votes: np.ndarray
@@ -238,11 +245,10 @@ def _checked(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return z
 
 
-def _check_options(combiner: str, metric: str, rounds: int, bags: int, share: float) -> None:
-    if combiner not in COMBINERS:
-        raise ValueError(f"combiner: expected one of {COMBINERS}; got {combiner!r}")
-    if metric not in ("nll", "accuracy", "brier"):
-        raise ValueError(f"metric: expected nll, accuracy or brier; got {metric!r}")
+def check_options(metric: str, metrics: Sequence[str], rounds: int, bags: int, share: float) -> None:
+    """Raise ValueError for a metric that is none of ``metrics``, or a number out of range."""
+    if metric not in metrics:
+        raise ValueError(f"metric: expected {', '.join(metrics[:-1])} or {metrics[-1]}; got {metric!r}")
     for name, value in (("rounds", rounds), ("bags", bags)):
         if value < 1:
             raise ValueError(f"{name}: expected at least 1; got {value}")
@@ -250,7 +256,7 @@ def _check_options(combiner: str, metric: str, rounds: int, bags: int, share: fl
         raise ValueError(f"share: expected a number in (0, 1]; got {share}")
 
 
-def _prices(
+def prices(
     count: int, costs: Sequence[float] | np.ndarray | None, budget: float | None, bags: int
 ) -> np.ndarray:
     """The members' costs, float64 [K]; ones without costs."""

@@ -1,4 +1,4 @@
-"""Members: one small interface over every kind of model that returns the probability of each class.
+"""Members: one small interface over every kind of model that predicts classes, labels or numbers.
 
 ====================  ==========================================================================
 ``TorchMember``       torch modules, Hugging Face's classification models among them
@@ -23,17 +23,20 @@ import numpy as np
 from torch import Tensor, nn
 
 from ensdistill.common.describe import class_path
+from ensdistill.common.tasks import Task, check_task, task_of
 from ensdistill.data.preprocess import as_preprocess
-from ensdistill.teachers.members import outputs
+from ensdistill.teachers.members import outputs, pretrained, sigmoids
 from ensdistill.teachers.members.base import SMOOTHING, Member, is_member, to_logits, write_description
 from ensdistill.teachers.members.boosted import BoostedMember, library_of
 from ensdistill.teachers.members.estimator import Output, SklearnMember
+from ensdistill.teachers.members.estimator_outputs import of_several_labels, outputs_of
 from ensdistill.teachers.members.files import load_member
 from ensdistill.teachers.members.function import ArrayMember, CallableMember, as_array
 from ensdistill.teachers.members.module import TorchMember
+from ensdistill.teachers.members.moments import Moments, split_moments
 from ensdistill.teachers.members.onnx import OnnxMember
 from ensdistill.teachers.members.preprocessed import Preprocessed, inner
-from ensdistill.teachers.members.wrappers import check_not_exported
+from ensdistill.teachers.members.wrappers import check_not_exported, unwrapped
 
 __all__ = [
     "SMOOTHING",
@@ -41,6 +44,7 @@ __all__ = [
     "BoostedMember",
     "CallableMember",
     "Member",
+    "Moments",
     "OnnxMember",
     "Output",
     "Preprocessed",
@@ -56,7 +60,9 @@ __all__ = [
 ]
 
 
-def as_member(value: Any, name: str | None = None, output: outputs.Output = "auto") -> Member:
+def as_member(
+    value: Any, name: str | None = None, output: outputs.Output = "auto", task: Task | None = None
+) -> Member:
     """A member as it is; anything else in the adapter for its kind.
 
     Parameters
@@ -71,33 +77,47 @@ def as_member(value: Any, name: str | None = None, output: outputs.Output = "aut
         path, or a :class:`ensdistill.data.preprocess.Preprocess`.
     name : str, optional
     output : {"auto", "logits", "probabilities", "log_probabilities", "margin"}
-        The kind of an array, or of the outputs of a function, a torch module or an ONNX file. The outputs of
-        fitted models and members need no statement.
+        The kind of an array, or of the outputs of a function, a torch module or an ONNX file; other tasks
+        have others, see :class:`TorchMember`. The outputs of fitted models and members need no statement.
+    task : {"classification", "multilabel", "regression"}, optional
+        By default the one that the model itself declares (``problem_type`` of Hugging Face's models, fitted
+        multi-label classifiers, regressors of one number); classification where it declares none.
 
     Raises
     ------
     TypeError
         Any other value.
     ValueError
-        The adapter refuses the value: it is not fitted, for example; or its outputs could be logits as well
-        as probabilities.
+        The adapter refuses the value: it is not fitted, for example, or a member of another task; or its
+        outputs could be logits as well as probabilities.
     """
     name = name or default_name(value)
-    outputs.check_output(name, output)
     if isinstance(value, tuple) and len(value) == 2:
-        return Preprocessed(as_member(value[0], name, output), as_preprocess(value[1], value[0]))
+        return Preprocessed(as_member(value[0], name, output, task), as_preprocess(value[1], value[0]))
     if is_member(value):
         found: Member = value
+        if task is not None and task_of(found) != task:
+            raise ValueError(f"task: {found.name} is a member of the task {task_of(found)}; got {task}")
         return found
+    task = check_task(declared_task(value) if task is None else task)
+    outputs.check_output(name, output, task)
     check_not_exported(name, value)
     if isinstance(value, nn.Module):
-        return TorchMember(value, name=name, output=output)
+        return TorchMember(value, name=name, output=output, task=task)
     if library_of(value) is not None:
-        return BoostedMember(value, name=name)
+        return BoostedMember(value, name=name, task=task)
     if hasattr(value, "get_params") and hasattr(value, "fit"):
-        return SklearnMember(value, name=name)
+        return SklearnMember(value, name=name, task=task)
     if isinstance(value, (str, Path)):
-        return OnnxMember(value, name=name, output=output)
+        return OnnxMember(value, name=name, output=output, task=task)
+    if isinstance(value, (np.ndarray, Tensor)) and task == "regression":
+        mean, variance = split_moments(name, as_array(value), output)
+        return ArrayMember(name=name, means=mean, variances=variance)
+    if isinstance(value, (np.ndarray, Tensor)) and task == "multilabel":
+        array = as_array(value)
+        if ((sigmoids.reading_of(name, array) or "logits") if output == "auto" else output) == "logits":
+            return ArrayMember(name=name, logits=array, task=task)
+        return ArrayMember(name=name, probabilities=array, task=task)
     if isinstance(value, (np.ndarray, Tensor)):
         array = as_array(value)
         shaped = array.ndim == 2 or (array.ndim == 1 and output in ("margin", "probabilities"))
@@ -109,13 +129,29 @@ def as_member(value: Any, name: str | None = None, output: outputs.Output = "aut
             return ArrayMember(name=name, probabilities=array)
         return ArrayMember(name=name, logits=outputs.as_logits(name, array, reading))
     if callable(value) and not isinstance(value, type):
-        return CallableMember(value, name=name, output=output)
+        return CallableMember(value, name=name, output=output, task=task)
     raise TypeError(
         "members: expected a member, a torch module, a fitted model of scikit-learn, XGBoost, LightGBM or "
         "CatBoost, the path of an ONNX file, an array of logits or probabilities, or a function; or a tuple "
         "(model, preprocess); got "
         f"{class_path(type(value))}"
     )
+
+
+def declared_task(value: Any) -> Task:
+    """The task that a model declares; classification where it declares none.
+
+    A regressor of scikit-learn with several columns declares none: they may be those of classes.
+    """
+    if isinstance(value, nn.Module):
+        return pretrained.declared_task(unwrapped(value)) or "classification"
+    if not hasattr(value, "get_params") or not hasattr(value, "fit"):
+        return "classification"
+    if library_of(value) is None and of_several_labels(value):
+        return "multilabel"
+    from sklearn.base import is_regressor
+
+    return "regression" if is_regressor(value) and outputs_of(value) == 1 else "classification"
 
 
 def model_of(value: Any) -> Any:

@@ -16,6 +16,7 @@ from torch import Tensor
 from ensdistill.common.describe import class_path
 from ensdistill.common.files import write_json
 from ensdistill.common.source import code_parts
+from ensdistill.common.tasks import Task, task_of
 from ensdistill.data import BadRows
 
 FORMAT = 1
@@ -36,6 +37,11 @@ class Member(Protocol):
 
     ``classes`` are the names of its outputs in their order, or None for unnamed outputs. ``parameters`` and
     ``bytes`` count the learned numbers and their storage.
+
+    A member of another task than classification has an attribute ``task``. Of a multi-label member,
+    ``predict_logits`` returns the log-odds of each label; a regressor has ``predict_moments(inputs)`` in its
+    place, which returns :class:`ensdistill.teachers.members.moments.Moments`. ``classes`` are then the names
+    of the labels, or of the numbers.
 
     Optional methods: ``fingerprint_parts()`` names the digests of which the fingerprint is made, so that a
     stale cache can name the part that differs. A class method ``load(folder, description, trusted)`` reads a
@@ -299,6 +305,17 @@ def check_smoothing(smoothing: float) -> float:
     return smoothing
 
 
+def task_parts(task: Task) -> dict[str, str]:
+    """The task as a part of a fingerprint; empty for classification, whose digests are older than tasks."""
+    return {} if task == "classification" else {"task": task}
+
+
+def wrong_task(name: str, task: Task, method: str) -> TypeError:
+    """The error of a member that is asked for the predictions of another task."""
+    other = "predict_moments" if task == "regression" else "predict_logits"
+    return TypeError(f"{name}: expected {other}, because its task is {task}; got {method}")
+
+
 def content_of(member: Member) -> str:
     """Digest of a saved member's content: ``saved_content()`` if it has one, else the fingerprint."""
     return getattr(member, "saved_content", member.fingerprint)()
@@ -323,8 +340,9 @@ def own_source(member: Any) -> dict[str, str]:
 
 def is_member(value: Any) -> bool:
     """``isinstance(value, Member)`` without computing properties: a forest's size takes seconds."""
-    names = ("name", "classes", "parameters", "bytes", "predict_logits", "fingerprint", "save")
-    return all(hasattr(type(value), name) or hasattr(value, name) for name in names)
+    names = ("name", "classes", "parameters", "bytes", "fingerprint", "save")
+    predicts = hasattr(value, "predict_logits") or hasattr(value, "predict_moments")
+    return predicts and all(hasattr(type(value), name) or hasattr(value, name) for name in names)
 
 
 def write_description(
@@ -361,10 +379,12 @@ def write_description(
         )
     classes = None if member.classes is None else list(member.classes)
     fingerprint = content_of(member) if content is None else content
+    task = {} if task_of(member) == "classification" else {"task": task_of(member)}
     about = {
         "format": FORMAT,
         "kind": kind,
         **path,
+        **task,
         "name": member.name,
         "classes": classes,
         "fingerprint": fingerprint,

@@ -163,6 +163,30 @@ def refusal(argument: str, name: str, module: nn.Module, inputs: Tensor) -> Valu
     return None
 
 
+def unsaved_types(module: nn.Module) -> dict[str, str]:
+    """The floating types of unsaved buffers, by name, because a factory may build them with another."""
+    saved = module.state_dict().keys()
+    return {
+        name: str(b.dtype)[6:]
+        for name, b in module.named_buffers()
+        if name not in saved and b.is_floating_point()
+    }
+
+
+def named_types(names: dict[str, str]) -> dict[str, torch.dtype]:
+    """The types that these names are of; others are left out."""
+    found = {name: getattr(torch, str(kind), None) for name, kind in names.items()}
+    return {name: dtype for name, dtype in found.items() if isinstance(dtype, torch.dtype)}
+
+
+def give_types(module: nn.Module, types: dict[str, torch.dtype]) -> None:
+    """Give parameters and buffers these floating types, in place: tied ones stay tied."""
+    for name, value in [*module.named_parameters(), *module.named_buffers()]:
+        dtype = types.get(name, value.dtype)
+        if dtype != value.dtype and dtype.is_floating_point and value.is_floating_point():
+            value.data = value.data.to(dtype)
+
+
 _CASTS = {torch.float64: "double", torch.float16: "half", torch.bfloat16: "bfloat16"}
 
 

@@ -15,6 +15,7 @@ from ensdistill.common.files import write_bytes
 from ensdistill.common.fingerprint import digest
 from ensdistill.common.skops_files import load_skops, untrusted_types
 from ensdistill.common.source import source_digest
+from ensdistill.common.tasks import Task, check_task
 from ensdistill.data import BadRows
 from ensdistill.teachers.members.base import (
     SMOOTHING,
@@ -26,22 +27,34 @@ from ensdistill.teachers.members.base import (
     check_smoothing,
     check_width,
     own_source,
+    task_parts,
     to_logits,
     two_logits,
     warned_already,
     write_description,
+    wrong_task,
 )
 from ensdistill.teachers.members.boosted import LIBRARIES
 from ensdistill.teachers.members.estimator_inputs import features_for, readings, table_for
+from ensdistill.teachers.members.estimator_outputs import (
+    answers_in_pairs,
+    methods_for,
+    moments_by,
+    of_several_labels,
+    spread_of,
+)
 from ensdistill.teachers.members.inputs import batches, count, kind, refused, take
+from ensdistill.teachers.members.moments import Moments, check_moments, split_moments
 from ensdistill.teachers.members.needs import needed, of_archive
+from ensdistill.teachers.members.sigmoids import as_log_odds, of_applying
 from ensdistill.teachers.members.skops_content import Archive, earlier_contents, read_archive
 
 Output = Literal["auto", "probability", "decision"]
 
 
 class SklearnMember:
-    """A fitted scikit-learn classifier, or a regressor that was fitted to one column per class.
+    """A fitted scikit-learn classifier, or a regressor that was fitted to one column per class; by ``task`` a
+    multi-label classifier or a regressor.
 
     The estimator's own ``predict_proba`` (or ``decision_function``) is called with the rows as they come, in
     their dtype: an array, a frame (its columns by name, in the order of the fit), or a list of texts. Only
@@ -64,11 +77,18 @@ class SklearnMember:
         themselves.
     output : {"auto", "probability", "decision"}
         ``predict_proba`` (as log(p + smoothing)), or ``decision_function`` (``predict`` of a regressor); auto
-        takes the first that the estimator has.
+        takes the first that the estimator has. Of a regressor's task, ``auto`` alone.
     smoothing : float
         Added to probabilities before the logarithm.
     batch_size : int
         Rows predicted at once.
+    task : {"classification", "multilabel", "regression"}
+        ``multilabel``: the log-odds of each label, log((p + smoothing) / (1 - p + smoothing)), whether
+        ``predict_proba`` returns one array or one for each label (``OneVsRestClassifier``,
+        ``MultiOutputClassifier``, ``ClassifierChain``, trees, forests, neighbours, ``MLPClassifier``);
+        ``decision_function`` as it is. ``regression``: what ``predict`` returns, with a variance where the
+        estimator has ``return_std`` (``GaussianProcessRegressor``, ``BayesianRidge``) or NGBoost's
+        ``pred_dist``. ``classes`` are the names of the labels, or of the numbers.
 
     Raises
     ------
@@ -96,8 +116,8 @@ class SklearnMember:
         output: Output = "auto",
         smoothing: float = SMOOTHING,
         batch_size: int = 2048,
+        task: Task = "classification",
     ) -> None:
-        from sklearn.base import is_regressor
         from sklearn.exceptions import NotFittedError
         from sklearn.utils.validation import check_is_fitted
 
@@ -109,10 +129,8 @@ class SklearnMember:
         if output not in ("auto", "probability", "decision"):
             raise ValueError(f"output: expected auto, probability or decision; got {output!r}")
         self.estimator, self.smoothing, self.batch_size = estimator, check_smoothing(smoothing), batch_size
-        scores = "predict" if is_regressor(estimator) else "decision_function"
-        # A regressor that was fitted to one-hot rows predicts probabilities, which only the caller can know.
-        chances = ("predict_proba", "predict") if scores == "predict" else ("predict_proba",)
-        methods = {"auto": ("predict_proba", scores), "probability": chances, "decision": (scores,)}[output]
+        self.task = check_task(task)
+        methods = methods_for(self.name, estimator, self.task, output)
         self.method = next((m for m in methods if hasattr(estimator, m)), None)
         if self.method is None:
             raise ValueError(f"output: {self.name} has no {' or '.join(methods)}")
@@ -121,9 +139,16 @@ class SklearnMember:
         )
         self._stated = output != "auto"
         known = getattr(estimator, "classes_", None)
-        if getattr(estimator, "multilabel_", False) or (
-            isinstance(known, list) and any(np.ndim(labels) for labels in known)
-        ):
+        # What the estimator returns beside the mean.
+        self._spread = spread_of(estimator) if self.task == "regression" else None
+        if self.task != "classification":
+            if columns is not None:
+                raise ValueError(
+                    f"columns: {self.name}: expected none for the task {task}; got {list(columns)}"
+                )
+            self.output = "auto" if self.task == "regression" else self.output
+            known = None  # the labels, or numbers, have no names of their own
+        if self.task == "classification" and of_several_labels(estimator):
             raise self._several_labels()
         if self.method == "decision_function" and answers_in_pairs(estimator):
             raise ValueError(
@@ -157,6 +182,20 @@ class SklearnMember:
 
     def predict_logits(self, inputs: Any) -> np.ndarray:
         """Logits, float32 [N, C], for an array [N, ...], a frame with the columns of the fit, or texts."""
+        if self.task == "regression":
+            raise wrong_task(self.name, self.task, "predict_logits")
+        return self._answered(inputs)
+
+    def predict_moments(self, inputs: Any) -> Moments:
+        """Means and variances, float64 [N, D], of a regressor; inputs as for ``predict_logits``."""
+        if self.task != "regression":
+            raise wrong_task(self.name, self.task, "predict_moments")
+        found = split_moments(
+            self.name, self._answered(inputs), "mean_and_variance" if self._spread else "mean"
+        )
+        return check_moments(found, self.name, count(inputs), self.classes)
+
+    def _answered(self, inputs: Any) -> np.ndarray:
         if kind(inputs) != "table":
             return self._logits(features_for(self.name, self.estimator, inputs))
         table = table_for(self.name, self.estimator, inputs)
@@ -184,7 +223,15 @@ class SklearnMember:
         if rows == 0:
             if self.classes is None:
                 raise ValueError(f"inputs: {self.name} cannot find the number of classes without a row")
-            return np.zeros((0, len(self.classes)), np.float32)
+            return np.zeros((0, len(self.classes) * (1 + (self._spread is not None))), np.float32)
+        if self.task == "regression":
+            parts = [
+                moments_by(self.name, self.estimator, self._spread, x)
+                for x in batches(features, self.batch_size)
+            ]
+            return np.concatenate(parts)
+        if self.task == "multilabel":
+            return self._log_odds(features)
         self._check_one_label(take(features, slice(1)))
         method = getattr(self.estimator, str(self.method))
         outputs = [method(x) for x in batches(features, self.batch_size)]
@@ -200,13 +247,28 @@ class SklearnMember:
             scores = to_logits(scores, self.smoothing)
         return as_float32(arranged(scores, self._columns, self.smoothing))
 
+    def _log_odds(self, features: Any) -> np.ndarray:
+        """Log-odds, float32 [N, C], of a multi-label classifier."""
+        if self._has_one_label is None:
+            self._has_one_label = np.ndim(self.estimator.predict(take(features, slice(1)))) == 1
+        if self._has_one_label:
+            raise ValueError(
+                f"estimator: {self.name} was fitted to one class for each row; expected labels [N, C] at its "
+                "fit for the task multilabel"
+            )
+        method, known = getattr(self.estimator, str(self.method)), getattr(self.estimator, "classes_", None)
+        parts = [of_applying(self.name, method(x), known) for x in batches(features, self.batch_size)]
+        reading = "probabilities" if self.output == "probability" else "logits"
+        found = as_log_odds(self.name, np.concatenate(parts), reading, self.smoothing)
+        return check_width(self.name, found, count(features), self.classes)
+
     def _one_column_each(self, scores: np.ndarray) -> np.ndarray:
         """The same scores, [N, C]; a binary margin as two columns."""
         if self.method == "predict" and (scores.ndim == 1 or scores.shape[1] == 1):
             raise ValueError(
                 f"{self.name}: expected a regressor that was fitted to one column for each class; it "
                 "predicts one number a row, which is no logit: fit a classifier, or the regressor to 2 * "
-                "np.eye(C)[labels] - 1"
+                "np.eye(C)[labels] - 1; or state task='regression'"
             )
         if (
             self.method == "predict"
@@ -241,7 +303,8 @@ class SklearnMember:
     def _several_labels(self) -> ValueError:
         return ValueError(
             f"estimator: {self.name} was fitted to several labels for each row (multi-label or "
-            "multi-output): expected one class for each row; fit one classifier for each label"
+            "multi-output): expected one class for each row; fit one classifier for each label, or state "
+            "task='multilabel'"
         )
 
     def fingerprint(self) -> str:
@@ -259,6 +322,7 @@ class SklearnMember:
             "output": self.output,
             "smoothing": str(self.smoothing),
             "classes": digest([self.classes, self.own_columns]),
+            **task_parts(self.task),
             **code,
             **own_source(self),
         }
@@ -277,6 +341,7 @@ class SklearnMember:
         first, file = self._came_from or (now, now)
         content = file.content if now.content == first.content else now.content
         parts = ["sklearn", content, self.output, self.smoothing, self.classes, self.own_columns]
+        parts += task_parts(self.task).values()
         return digest([*parts, *([code] if (code := own_code(self.estimator)) else [])])
 
     def _archive(self) -> Archive:
@@ -305,6 +370,7 @@ class SklearnMember:
         estimator = load_skops(blob, trusted, folder)
         check_earlier_order(folder, description, getattr(estimator, "classes_", None))
         options = {key: description[key] for key in ("name", "classes", "output", "smoothing", "batch_size")}
+        options["task"] = description.get("task", "classification")
         with warned_already():
             member = cls(estimator, columns=description.get("columns"), **options)
         # Without the bytes, which may be gigabytes.
@@ -328,21 +394,3 @@ def own_code(estimator: Any, libraries: Sequence[str] = ()) -> dict[str, str | N
         if code.__module__.partition(".")[0] not in ("sklearn", "numpy", "scipy", "builtins", *libraries):
             found[f"{code.__module__}.{code.__qualname__}"] = source_digest(code)
     return found
-
-
-def answers_in_pairs(estimator: Any) -> bool:
-    """Whether an estimator's ``decision_function`` has columns of pairs of classes, as an SVC's."""
-    from sklearn.ensemble import BaggingClassifier
-
-    if (
-        getattr(estimator, "decision_function_shape", "ovr") == "ovo"
-        and len(getattr(estimator, "classes_", ())) > 2
-    ):
-        return True
-    parts = [
-        getattr(estimator, name, None)
-        for name in ("best_estimator_", "estimator_", "final_estimator_", "estimator")
-    ]
-    parts += [step for _, step in getattr(estimator, "steps", ())[-1:]]
-    parts += estimator.estimators_ if isinstance(estimator, BaggingClassifier) else []
-    return any(answers_in_pairs(part) for part in parts if part is not None)

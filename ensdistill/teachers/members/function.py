@@ -11,6 +11,8 @@ import torch
 
 from ensdistill.common.files import write_arrays
 from ensdistill.common.fingerprint import digest
+from ensdistill.common.tasks import Task, check_task
+from ensdistill.teachers.members import sigmoids
 from ensdistill.teachers.members.base import (
     Blob,
     Member,
@@ -18,10 +20,19 @@ from ensdistill.teachers.members.base import (
     check_width,
     not_distributions,
     own_source,
+    task_parts,
     write_description,
+    wrong_task,
 )
 from ensdistill.teachers.members.inputs import check_array, count
-from ensdistill.teachers.members.outputs import Output, Reading, as_logits, check_output, reading_of
+from ensdistill.teachers.members.moments import (
+    Moments,
+    as_moments,
+    check_moments,
+    joined_moments,
+    split_moments,
+)
+from ensdistill.teachers.members.outputs import Output, as_logits, check_output, reading_of
 
 
 class CallableMember:
@@ -37,8 +48,10 @@ class CallableMember:
     output : {"auto", "logits", "probabilities", "log_probabilities", "margin"}
         ``auto`` goes by the first outputs: probabilities if every row is a distribution, logits if they can't
         be read as any kind of probabilities. Later outputs that contradict are an error. ``margin`` is one
-        column, the logit of the second of two classes.
+        column, the logit of the second of two classes. Of the task multilabel: log-odds or probabilities [N,
+        C]; of regression: see :class:`ensdistill.teachers.members.TorchMember`.
     classes : sequence of str, optional
+    task : {"classification", "multilabel", "regression"}
 
     Examples
     --------
@@ -58,19 +71,21 @@ class CallableMember:
         version: str | None = None,
         output: Output = "auto",
         classes: Sequence[str] | None = None,
+        task: Task = "classification",
     ) -> None:
-        self.function, self.name, self.version, self.output = (
-            function,
-            name,
-            version,
-            check_output(name, output),
-        )
+        self.task = check_task(task)
+        self.function, self.name, self.version = function, name, version
+        self.output = check_output(name, output, task)
         self.classes = as_classes(name, classes)
-        self._reading: Reading | None = None if output == "auto" else output
+        self._reading: Any = None if output == "auto" else output
 
     def predict_logits(self, inputs: Any) -> np.ndarray:
         """Logits, float32 [N, C], for a batch of N samples, which the function gets as it is."""
+        if self.task == "regression":
+            raise wrong_task(self.name, self.task, "predict_logits")
         values = as_array(self.function(inputs))
+        if self.task == "multilabel":
+            return check_width(self.name, self._log_odds(values), count(inputs), self.classes)
         if self._reading is None and values.ndim == 2 and values.shape[1] > 1 and not np.isnan(values).any():
             self._reading = reading_of(self.name, values)  # nothing can be concluded from a NaN
         elif (
@@ -86,6 +101,23 @@ class CallableMember:
         logits = as_logits(self.name, values, self._reading or "logits")
         return check_width(self.name, logits, count(inputs), self.classes)
 
+    def _log_odds(self, values: np.ndarray) -> np.ndarray:
+        if self._reading is None:
+            self._reading = sigmoids.reading_of(self.name, values)
+        return sigmoids.as_log_odds(self.name, values, self._reading or "logits")
+
+    def predict_moments(self, inputs: Any) -> Moments:
+        """Means and variances, float64 [N, D], of a regressor, for a batch of N samples."""
+        if self.task != "regression":
+            raise wrong_task(self.name, self.task, "predict_moments")
+        outputs = self.function(inputs)
+        parts = (
+            [as_array(part) for part in outputs] if isinstance(outputs, (tuple, list)) else as_array(outputs)
+        )
+        values = joined_moments(self.name, parts, self.output)
+        found = split_moments(self.name, values, self.output)
+        return check_moments(found, self.name, count(inputs), self.classes)
+
     def fingerprint(self) -> str:
         """Digest of the name, the version and the output."""
         if self.version is None:
@@ -94,14 +126,13 @@ class CallableMember:
                 f"stands for it: CallableMember(function, name={self.name!r}, version='1')"
             )
         classes = [] if self.classes is None else [self.classes]
-        return digest(
-            ["callable", self.name, self.version, self.output, *classes, *own_source(self).values()]
-        )
+        more = [*classes, *task_parts(self.task).values(), *own_source(self).values()]
+        return digest(["callable", self.name, self.version, self.output, *more])
 
     def fingerprint_parts(self) -> dict[str, str]:
         """The fingerprint's parts: name, version and output as they are, and digests."""
         stated = {"name": self.name, "version": str(self.version), "output": self.output}
-        return {**stated, "classes": digest(self.classes), **own_source(self)}
+        return {**stated, "classes": digest(self.classes), **task_parts(self.task), **own_source(self)}
 
     def save(self, folder: Path | str) -> None:
         """Raise TypeError: a function can't be saved."""
@@ -129,12 +160,17 @@ class ArrayMember:
     logits, probabilities : ndarray [N, C]
         One of the two. Rows of probabilities sum to one within 0.05, as rounded ones do; one column [N, 1] is
         the probability of the second of two classes. float64 logits that float32 rounds to one number (1e8
-        and 1e8 + 1) are shifted by their row's largest first.
+        and 1e8 + 1) are shifted by their row's largest first. Of the task multilabel: log-odds, or the
+        probability of each label.
+    means, variances : ndarray [N, D]
+        Of the task regression, in their place; variances may be left out.
     name : str
     classes : sequence of str, optional
     uids : ndarray [N], integer, optional
-        Instead of ``inputs``: the uid of the sample that each row belongs to. ``cache_targets`` has the uids
+        In place of ``inputs``: the uid of the sample that each row belongs to. ``cache_targets`` has the uids
         of its rows and passes them on; elsewhere ``ensemble.for_uids(uids).predict_proba(inputs)`` does.
+    task : {"classification", "multilabel", "regression"}, optional
+        Regression where there are means, classification otherwise.
 
     Notes
     -----
@@ -167,26 +203,31 @@ class ArrayMember:
         probabilities: np.ndarray | None = None,
         classes: Sequence[str] | None = None,
         uids: np.ndarray | None = None,
+        means: np.ndarray | None = None,
+        variances: np.ndarray | None = None,
+        task: Task | None = None,
     ) -> None:
-        if (logits is None) == (probabilities is None):
-            raise ValueError("logits, probabilities: expected one of the two")
+        if sum(values is not None for values in (logits, probabilities, means)) != 1:
+            raise ValueError("logits, probabilities: expected one of the two (or means, of a regression)")
+        if (means is None) != (task in (None, "classification", "multilabel")) and task is not None:
+            raise ValueError(f"task: {name}: expected regression for means, and for them alone; got {task}")
+        if variances is not None and means is None:
+            raise ValueError(f"variances: {name}: expected means beside them; got none")
+        self.task: Task = "regression" if means is not None else check_task(task or "classification")
         if inputs is not None and uids is not None:
             raise ValueError(
                 "inputs, uids: expected at most one of the two, by which the outputs are found; got both"
             )
         self.name, self.classes = name, as_classes(name, classes)
-        values, kind = (logits, "logits") if probabilities is None else (probabilities, "probabilities")
-        array = as_array(values)
-        if array.dtype.kind not in "fiu":
-            raise TypeError(
-                f"{kind}: {name}: expected floating-point numbers [N, C]; got {array.dtype} "
-                f"{list(array.shape)}"
-            )
-        stored = as_logits(name, array, kind)  # type: ignore[arg-type]
+        stored = self._stored(logits, probabilities, means, variances)
         self.inputs = None if inputs is None else np.asarray(inputs)
         self.uids = None if uids is None else _checked_uids(name, uids)
         given = next((array for array in (self.inputs, self.uids) if array is not None), stored)
-        self.logits = check_width(name, stored, len(given), self.classes)
+        # Logits [N, C]; of a regression means [N, D], and variances after them, [N, 2 D].
+        width = None if self.gives_variances else self.classes
+        self.logits = check_width(name, stored, len(given), width)
+        if self.task == "regression":
+            check_moments(self._moments(self.logits), name, len(given), self.classes)
         self._rows: dict[Blob, int] = {}
         for row, key in enumerate([] if self.inputs is None else self._keys(self.inputs)):
             first = self._rows.setdefault(key, row)
@@ -194,6 +235,26 @@ class ArrayMember:
                 raise ValueError(
                     f"inputs: {name}: rows {first} and {row} are equal but have different outputs"
                 )
+
+    def _stored(self, logits: Any, probabilities: Any, means: Any, variances: Any) -> np.ndarray:
+        """The given arrays as the one that is kept."""
+        self.gives_variances = variances is not None
+        if means is not None:
+            found = as_moments(self.name, as_array(means), None if variances is None else as_array(variances))
+            return np.concatenate([part for part in found if part is not None], axis=1)
+        values, kind = (logits, "logits") if probabilities is None else (probabilities, "probabilities")
+        array = as_array(values)
+        if array.dtype.kind not in "fiu":
+            raise TypeError(
+                f"{kind}: {self.name}: expected floating-point numbers [N, C]; got {array.dtype} "
+                f"{list(array.shape)}"
+            )
+        if self.task == "multilabel":
+            return sigmoids.as_log_odds(self.name, array, kind)
+        return as_logits(self.name, array, kind)
+
+    def _moments(self, values: np.ndarray) -> Moments:
+        return split_moments(self.name, values, "mean_and_variance" if self.gives_variances else "mean")
 
     @staticmethod
     def _keys(inputs: np.ndarray) -> list[Blob]:
@@ -206,6 +267,17 @@ class ArrayMember:
 
     def predict_logits(self, inputs: Any) -> np.ndarray:
         """The stored logits, float32 [N, C], of N samples; only those of an array are found by content."""
+        if self.task == "regression":
+            raise wrong_task(self.name, self.task, "predict_logits")
+        return self._found(inputs)
+
+    def predict_moments(self, inputs: Any) -> Moments:
+        """The stored means and variances, float64 [N, D], of N samples."""
+        if self.task != "regression":
+            raise wrong_task(self.name, self.task, "predict_moments")
+        return self._moments(self._found(inputs))
+
+    def _found(self, inputs: Any) -> np.ndarray:
         if self.uids is not None:
             raise ValueError(
                 f"inputs: {self.name} finds its outputs by uid, which inputs lack: "
@@ -276,13 +348,21 @@ class ArrayMember:
             if len(missing):
                 lacking = f"{len(missing)} of {len(uids)} uids have none"
                 raise ValueError(f"uids: {self.name} has no output for uid {uids[missing[0]]} ({lacking})")
-        return ArrayMember(name=self.name, logits=self.logits[where], classes=self.classes)
+        return ArrayMember(name=self.name, classes=self.classes, **self._arrays(self.logits[where]))
+
+    def _arrays(self, values: np.ndarray) -> dict[str, Any]:
+        """The arguments that hold stored values, and the task."""
+        if self.task != "regression":
+            return {"logits": values, "task": self.task}
+        mean, variance = self._moments(values)
+        return {"means": mean, "variances": variance}
 
     def fingerprint(self) -> str:
         """Digest of the arrays and the classes."""
         more = [
             *([] if self.classes is None else [self.classes]),
             *self._named_by_uids(),
+            *task_parts(self.task).values(),
             *own_source(self).values(),
         ]
         return digest(["array", self.inputs, self.logits, *more])
@@ -294,11 +374,13 @@ class ArrayMember:
             "outputs": digest(self.logits),
             "classes": digest(self.classes),
         }
-        return {**parts, **({} if self.uids is None else {"uids": digest(self.uids)}), **own_source(self)}
+        parts |= task_parts(self.task) | ({} if self.uids is None else {"uids": digest(self.uids)})
+        return {**parts, **own_source(self)}
 
     def saved_content(self) -> str:
         """Digest of the arrays alone."""
-        return digest(["array", self.inputs, self.logits, *self._named_by_uids()])
+        more = [*self._named_by_uids(), *task_parts(self.task).values()]
+        return digest(["array", self.inputs, self.logits, *more])
 
     def _named_by_uids(self) -> list[Any]:
         return [] if self.uids is None else ["uids", self.uids]
@@ -306,9 +388,8 @@ class ArrayMember:
     def save(self, folder: Path | str) -> None:
         """Write ``arrays.safetensors`` and ``member.json``."""
         found_by = {"inputs": self.inputs, "uids": self.uids}
-        arrays = {"logits": self.logits} | {
-            name: array for name, array in found_by.items() if array is not None
-        }
+        held = {name: one for name, one in self._arrays(self.logits).items() if name != "task"}
+        arrays = {name: array for name, array in (held | found_by).items() if array is not None}
         write_arrays(Path(folder) / "arrays.safetensors", arrays)
         write_description(folder, self, "array")
 
@@ -317,11 +398,9 @@ class ArrayMember:
         """A saved member."""
         from safetensors.numpy import load
 
-        arrays = load((folder / "arrays.safetensors").read_bytes())
-        found_by = {name: arrays.get(name) for name in ("inputs", "uids")}
-        return cls(
-            logits=arrays["logits"], name=description["name"], classes=description["classes"], **found_by
-        )
+        arrays: dict[str, Any] = load((folder / "arrays.safetensors").read_bytes())
+        arrays["task"] = description.get("task")
+        return cls(name=description["name"], classes=description["classes"], **arrays)
 
 
 def members_for(members: tuple[Member, ...], uids: np.ndarray, among: np.ndarray) -> tuple[Member, ...]:

@@ -19,6 +19,7 @@ from ensdistill.common.errors import is_out_of_memory
 from ensdistill.common.files import write_bytes
 from ensdistill.common.fingerprint import digest
 from ensdistill.common.source import state_data
+from ensdistill.common.tasks import Task, check_task
 from ensdistill.teachers.channels_last import as_channels_last, gains_by_channels_last, same_in_channels_last
 from ensdistill.teachers.members import pretrained
 from ensdistill.teachers.members.base import (
@@ -27,15 +28,26 @@ from ensdistill.teachers.members.base import (
     check_width,
     not_distributions,
     own_source,
+    task_parts,
     write_description,
+    wrong_task,
 )
 from ensdistill.teachers.members.behaviour import behaviour
-from ensdistill.teachers.members.dtypes import as_batch, check_inputs, refusal
+from ensdistill.teachers.members.dtypes import (
+    as_batch,
+    check_inputs,
+    give_types,
+    named_types,
+    refusal,
+    unsaved_types,
+)
 from ensdistill.teachers.members.ending import ending
 from ensdistill.teachers.members.inputs import batches, count, take
 from ensdistill.teachers.members.logits import logits_of
+from ensdistill.teachers.members.moments import Moments, check_moments, joined_moments, split_moments
 from ensdistill.teachers.members.needs import needed, of_recipe
 from ensdistill.teachers.members.outputs import Output, Reading, as_logits, check_output, reading_of
+from ensdistill.teachers.members.sigmoids import as_log_odds
 from ensdistill.teachers.members.wrappers import check_not_exported, unwrapped
 
 _FEW = 8  # different rows: logits of fewer may look like probabilities by chance, so they are not judged
@@ -66,12 +78,16 @@ class TorchMember:
     output : {"auto", "logits", "probabilities", "log_probabilities", "margin"}
         The kind of the outputs. ``auto`` reads a module that ends in a softmax as probabilities, and others
         as logits, unless the first batch could be probabilities. ``margin`` is one column, the logit of the
-        second of two classes.
+        second of two classes. Of the task multilabel ``auto``, ``logits`` (log-odds) or ``probabilities``
+        (``auto`` where it ends in a sigmoid). Of the task regression ``auto`` or ``mean``: D numbers;
+        ``mean_and_variance`` or ``mean_and_log_variance``: a pair of tensors [N, D], or one [N, 2 D].
+    task : {"classification", "multilabel", "regression"}
+        ``classes`` are the names of the labels, or of the numbers.
 
     Raises
     ------
     ValueError
-        Parameters that are not initialised, or a model of another task than classification by softmax.
+        Parameters that are not initialised, or a model whose config declares another task.
         ``predict_logits`` raises it for inputs of another dtype, and for outputs that could be probabilities
         as well as logits, or have one column.
 
@@ -91,6 +107,7 @@ class TorchMember:
         batch_size: int = 1024,
         device: str | torch.device | None = None,
         output: Output = "auto",
+        task: Task = "classification",
     ) -> None:
         check_not_exported(name, module)
         if not isinstance(module, nn.Module):
@@ -98,9 +115,10 @@ class TorchMember:
         if batch_size < 1:
             raise ValueError(f"batch_size: {name}: expected at least 1; got {batch_size}")
         self.module, self.name, self.batch_size = unwrapped(module), name, batch_size
-        self.output = check_output(name, output)
+        self.task = check_task(task)
+        self.output = check_output(name, output, task)
         check_initialised("module", name, self.module)
-        pretrained.check_task(name, self.module, output)
+        pretrained.check_task(name, self.module, output, task)
         self.device = None if device is None else torch.device(device)
         known = pretrained.class_names(self.module)
         self.classes, self._columns = align(name, None if len(known or ()) == 1 else known, classes)
@@ -110,7 +128,8 @@ class TorchMember:
                 f"factory: {name}: expected a module class, or functools.partial of one with plain keyword "
                 f"arguments; got {factory!r}"
             )
-        self._reading: Reading | None = None if output == "auto" else output  # None until outputs show it
+        # None until outputs show it.
+        self._reading: Any = output if output != "auto" else "mean" if task == "regression" else None
         self._seen_its_end = False
         self._channels_last: bool | None = None  # whether it takes images so; None until a batch was tried
         self._masks = _takes_mask(self.module)
@@ -136,7 +155,16 @@ class TorchMember:
     def predict_logits(self, inputs: Any) -> np.ndarray:
         """Logits, float32 [N, C], for an array [N, ...], or for a mapping of arrays, the module's keyword
         arguments."""
+        if self.task == "regression":
+            raise wrong_task(self.name, self.task, "predict_logits")
         return self._checked(self.ordered(self.raw(inputs)), count(inputs))
+
+    def predict_moments(self, inputs: Any) -> Moments:
+        """Means and variances, float64 [N, D], of a regressor; inputs as for ``predict_logits``."""
+        if self.task != "regression":
+            raise wrong_task(self.name, self.task, "predict_moments")
+        found = split_moments(self.name, self._outputs(inputs, stay=False).double().numpy(), self._reading)
+        return check_moments(found, self.name, count(inputs), self.classes)
 
     def predict_tensor(self, inputs: Any) -> Tensor:
         """Logits, float32 [N, C], on the device that predicts."""
@@ -147,6 +175,8 @@ class TorchMember:
 
     def ordered(self, outputs: Logits) -> Logits:
         """The module's outputs as logits [N, C], in the order of ``classes``."""
+        if self.task == "multilabel":
+            return self._in_order(self._log_odds(outputs))
         if self._reading is None:
             self._reading = self._read(outputs)
         reading = self._reading or "logits"
@@ -156,9 +186,20 @@ class TorchMember:
                 outputs = torch.from_numpy(values).to(outputs.device)
             else:
                 outputs = as_logits(self.name, outputs, reading)
+        return self._in_order(outputs)
+
+    def _in_order(self, outputs: Logits) -> Logits:
         if self._columns is None or outputs.shape[1] != len(self._columns):
             return outputs
         return outputs[:, self._columns.tolist()]
+
+    def _log_odds(self, outputs: Logits) -> Logits:
+        if self._reading in (None, "logits") and outputs.ndim == 2:
+            return outputs
+        if isinstance(outputs, Tensor):
+            found = as_log_odds(self.name, outputs.cpu().numpy(), self._reading or "logits")
+            return torch.from_numpy(found).to(outputs.device)
+        return as_log_odds(self.name, outputs, self._reading or "logits")
 
     def _read(self, outputs: Logits) -> Reading | None:
         """How to read the outputs of a module without a softmax at its end; None for too few rows.
@@ -192,16 +233,27 @@ class TorchMember:
             parts = [
                 part for x in batches(inputs, self.batch_size) for part in self._predict(x, device, stay)
             ]
-        return torch.cat(parts).float()
+        joined = torch.cat(parts)
+        return joined if self.task == "regression" else joined.float()
 
     def _look_at_its_end(self, x: Any) -> None:
-        """Read a module that ends in a softmax as probabilities, and refuse one that ends in a sigmoid."""
+        """Read a module that ends in a softmax as probabilities, and refuse one that ends in a sigmoid; of
+        multi-label ones the other way round."""
         end = ending(self._forward, x)
+        if self.task == "multilabel":
+            if end == "softmax":
+                raise ValueError(
+                    f"output: {self.name}: expected log-odds, or a sigmoid at its end, for the task "
+                    "multilabel; the module ends in a softmax over its outputs"
+                )
+            self._reading, self._seen_its_end = "probabilities" if end == "sigmoid" else "logits", True
+            return
         if end == "sigmoid":
             raise ValueError(
                 f"output: {self.name}: the module ends in a sigmoid: each of its outputs is a probability by "
                 "itself. For one output, output='probabilities' takes it as that of the second of two "
-                "classes; several (multi-label) can't be distilled here"
+                "classes; several (multi-label) are of the task multilabel: TorchMember(module, "
+                f"name={self.name!r}, task='multilabel')"
             )
         self._reading, self._seen_its_end = "probabilities" if end == "softmax" else None, True
 
@@ -246,6 +298,8 @@ class TorchMember:
             output = self.module(x, attention_mask=(x != padding).long())
         else:
             output = self.module(x)
+        if self.task == "regression":
+            output = joined_moments(self.name, output, self._reading)
         try:
             return logits_of(output)
         except TypeError as error:
@@ -258,6 +312,7 @@ class TorchMember:
     def fingerprint_parts(self) -> dict[str, str]:
         """Digests of the fingerprint's parts, by name; ``output`` as it is."""
         parts = {"weights": digest(self._state()), **behaviour(self.module), **own_source(self)}
+        parts |= task_parts(self.task)
         if self.output != "auto":
             parts["output"] = self.output
         if self.classes is not None:
@@ -266,7 +321,8 @@ class TorchMember:
 
     def saved_content(self) -> str:
         """Digest of the saved files' content, which no version of torch or of the module's code changes."""
-        more = [] if self.output in ("auto", "logits") else [self.output]
+        more: list[str] = [] if self.output in ("auto", "logits") else [self.output]
+        more += task_parts(self.task).values()
         return digest(["torch", self.recipe or repr(self.module), self._state(), *more])
 
     def _state(self) -> dict[str, Any]:
@@ -346,7 +402,8 @@ class TorchMember:
                 f"factory: {self.name}: it builds another module: {built!r} instead of {self.module!r}"
             )
         give_types(
-            built, {name: dtype for name, (_, dtype) in here.items()} | _types(unsaved_types(self.module))
+            built,
+            {name: dtype for name, (_, dtype) in here.items()} | named_types(unsaved_types(self.module)),
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # objects without content: the fingerprint warns about them
@@ -367,10 +424,14 @@ class TorchMember:
         recipe = description["recipe"]
         module = pretrained.build(recipe, trusted) if "config" in recipe else build_module(recipe, trusted)
         state = load((folder / "model.safetensors").read_bytes())
-        buffers = _types(description.get("unsaved_buffers", {}))
+        buffers = named_types(description.get("unsaved_buffers", {}))
         give_types(module, {name: value.dtype for name, value in state.items()} | buffers)
         module.load_state_dict(state)
-        options = {"batch_size": int(description["batch_size"]), "output": description.get("output", "auto")}
+        options: dict[str, Any] = {
+            "batch_size": int(description["batch_size"]),
+            "output": description.get("output", "auto"),
+        }
+        options["task"] = description.get("task", "classification")
         member = cls(module.eval(), name=description["name"], classes=description["classes"], **options)
         member.recipe = recipe
         return member
@@ -393,29 +454,6 @@ def check_initialised(argument: str, name: str, module: nn.Module) -> None:
             f"{', '.join(lazy[:3])}{' ...' * (len(lazy) > 3)} of a lazy module have no shape before its "
             "first call: call the module with one batch, and build it again (factory) from layers with sizes"
         )
-
-
-def unsaved_types(module: nn.Module) -> dict[str, str]:
-    """The floating types of unsaved buffers, by name, because a factory may build them with another."""
-    saved = module.state_dict().keys()
-    return {
-        name: str(b.dtype)[6:]
-        for name, b in module.named_buffers()
-        if name not in saved and b.is_floating_point()
-    }
-
-
-def _types(names: dict[str, str]) -> dict[str, torch.dtype]:
-    found = {name: getattr(torch, str(kind), None) for name, kind in names.items()}
-    return {name: dtype for name, dtype in found.items() if isinstance(dtype, torch.dtype)}
-
-
-def give_types(module: nn.Module, types: dict[str, torch.dtype]) -> None:
-    """Give parameters and buffers these floating types, in place: tied ones stay tied."""
-    for name, value in [*module.named_parameters(), *module.named_buffers()]:
-        dtype = types.get(name, value.dtype)
-        if dtype != value.dtype and dtype.is_floating_point and value.is_floating_point():
-            value.data = value.data.to(dtype)
 
 
 def _misfit(name: str, x: Tensor, error: Exception) -> ValueError | None:

@@ -10,17 +10,22 @@ import numpy as np
 
 from ensdistill.common.files import write_bytes
 from ensdistill.common.fingerprint import digest
+from ensdistill.common.tasks import Task, check_task
 from ensdistill.teachers.members.base import (
     Blob,
     as_classes,
     check_smoothing,
     check_width,
     own_source,
+    task_parts,
     write_description,
+    wrong_task,
 )
 from ensdistill.teachers.members.inputs import batches, check_array
+from ensdistill.teachers.members.moments import Moments, check_moments, split_moments
 from ensdistill.teachers.members.needs import needed
 from ensdistill.teachers.members.outputs import Output, Reading, as_logits, check_output
+from ensdistill.teachers.members.sigmoids import as_log_odds
 
 # Names that exporters (skl2onnx, torch, Hugging Face) give to outputs of a kind.
 NAMES: dict[str, Reading] = {
@@ -52,7 +57,8 @@ class OnnxMember:
         The file's name by default.
     output : {"auto", "logits", "probabilities", "log_probabilities", "margin"}
         The kind of the output; ``auto`` goes by its name (``logits``, ``probabilities``). ``margin`` is one
-        column, the logit of the second of two classes.
+        column, the logit of the second of two classes. Other tasks' kinds are those of ``TorchMember``;
+        of a regression ``auto`` is the mean.
     output_name : str, optional
         The output; by default the one with the name ``logits`` or ``probabilities``, or the only one.
     classes : sequence of str, optional
@@ -61,6 +67,7 @@ class OnnxMember:
     batch_size : int
         Rows predicted at once. A file that was exported for a fixed number of rows gets that many; the last
         batch is filled up.
+    task : {"classification", "multilabel", "regression"}
 
     Raises
     ------
@@ -83,6 +90,7 @@ class OnnxMember:
         classes: Sequence[str] | None = None,
         smoothing: float = 1e-6,
         batch_size: int = 1024,
+        task: Task = "classification",
     ) -> None:
         import onnxruntime
 
@@ -90,7 +98,8 @@ class OnnxMember:
         self.name = name or path.stem
         if not path.is_file():
             raise ValueError(f"path: {self.name}: there is no file {str(path)!r}")
-        check_output(self.name, output)
+        self.task = check_task(task)
+        check_output(self.name, output, task)
         self.blob: Blob = path.read_bytes()
         self.files = _external_files(self.name, path, self.blob)
         options = onnxruntime.SessionOptions()
@@ -120,7 +129,7 @@ class OnnxMember:
             raise ValueError(
                 f"output_name: {self.name}: expected one of {list(outputs)}; got {output_name!r}"
             )
-        if output == "auto" and chosen not in NAMES:
+        if output == "auto" and chosen not in NAMES and task != "regression":
             expected = "expected output='logits' or output='probabilities' for an output of another name"
             raise ValueError(f"output: {self.name}: {expected}; got 'auto' and the name {chosen!r}")
         if not outputs[chosen].type.startswith("tensor("):
@@ -129,7 +138,8 @@ class OnnxMember:
                 "skl2onnx writes one "
                 "with options={'zipmap': False}"
             )
-        self.output_name, self.output = chosen, NAMES[chosen] if output == "auto" else output
+        kind: Output = "mean" if task == "regression" else NAMES.get(chosen, "logits")
+        self.output_name, self.output = chosen, kind if output == "auto" else output
         self.smoothing, self.batch_size = check_smoothing(smoothing), batch_size
         self.classes = as_classes(self.name, classes)
 
@@ -140,12 +150,27 @@ class OnnxMember:
 
     def predict_logits(self, inputs: np.ndarray) -> np.ndarray:
         """Logits, float32 [N, C], for inputs [N, ...]."""
+        if self.task == "regression":
+            raise wrong_task(self.name, self.task, "predict_logits")
+        outputs, output = self._outputs(inputs), self.output
+        if self.task == "multilabel":
+            logits = as_log_odds(self.name, outputs, output, self.smoothing)
+        else:
+            logits = as_logits(self.name, outputs, output, self.smoothing)
+        return check_width(self.name, logits, len(inputs), self.classes)
+
+    def predict_moments(self, inputs: np.ndarray) -> Moments:
+        """Means and variances, float64 [N, D], of a regressor for inputs [N, ...]."""
+        if self.task != "regression":
+            raise wrong_task(self.name, self.task, "predict_moments")
+        found = split_moments(self.name, self._outputs(inputs), self.output)
+        return check_moments(found, self.name, len(inputs), self.classes)
+
+    def _outputs(self, inputs: np.ndarray) -> np.ndarray:
         check_array(self.name, inputs)
         if inputs.dtype.kind != np.dtype(self._dtype).kind:
             raise ValueError(f"inputs: {self.name} expects {np.dtype(self._dtype)}; got {inputs.dtype}")
-        outputs = np.concatenate([self._run(x) for x in batches(inputs, self._fixed or self.batch_size)])
-        logits = as_logits(self.name, outputs, self.output, self.smoothing)
-        return check_width(self.name, logits, len(inputs), self.classes)
+        return np.concatenate([self._run(x) for x in batches(inputs, self._fixed or self.batch_size)])
 
     def _run(self, inputs: np.ndarray) -> np.ndarray:
         """The outputs of one batch, without those of rows that fill it up."""
@@ -183,11 +208,12 @@ class OnnxMember:
         weights = {f"weights in {name}": digest(blob) for name, blob in self.files.items()}
         settings = digest([self.output_name, self.output, self.smoothing])
         parts = {"file": digest(self.blob), **weights, "output": settings, "classes": digest(self.classes)}
-        return {**parts, **own_source(self)}
+        return {**parts, **task_parts(self.task), **own_source(self)}
 
     def saved_content(self) -> str:
         """Digest of the files, and of how the output is read."""
-        more = [self.files] if self.files else []
+        more: list[Any] = [self.files] if self.files else []
+        more += task_parts(self.task).values()
         return digest(["onnx", self.blob, self.output_name, self.output, self.smoothing, *more])
 
     def save(self, folder: Path | str) -> None:
@@ -204,6 +230,7 @@ class OnnxMember:
         """A saved member."""
         options = {key: description[key] for key in ("name", "classes", "output", "output_name")}
         more = {key: description[key] for key in ("smoothing", "batch_size")}
+        more["task"] = description.get("task", "classification")
         return cls(folder / "model.onnx", **options, **more)
 
 

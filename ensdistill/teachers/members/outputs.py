@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ensdistill.common.tasks import Task
 from ensdistill.teachers.members.base import (
     SMOOTHING,
     SUM_TOLERANCE,
@@ -18,14 +19,30 @@ from ensdistill.teachers.members.base import (
 STATED_TOLERANCE = 0.05  # for rows stated to be probabilities: rounded to two decimals, or in bfloat16
 Reading = Literal["logits", "probabilities", "log_probabilities", "margin"]
 """Kind of outputs. One column of ``probabilities`` is the second of two classes, ``margin`` its logit."""
-Output = Literal["auto", "logits", "probabilities", "log_probabilities", "margin"]
-OUTPUTS = ("auto", "logits", "probabilities", "log_probabilities", "margin")
+Output = Literal[
+    "auto",
+    "logits",
+    "probabilities",
+    "log_probabilities",
+    "margin",
+    "mean",
+    "mean_and_variance",
+    "mean_and_log_variance",
+]
+OUTPUTS: dict[Task, tuple[Output, ...]] = {
+    "classification": ("auto", "logits", "probabilities", "log_probabilities", "margin"),
+    "multilabel": ("auto", "logits", "probabilities"),
+    "regression": ("auto", "mean", "mean_and_variance", "mean_and_log_variance"),
+}
+"""By task. The logits of ``multilabel`` are log-odds of each label by itself. The two parts of a regression's
+mean and (log-)variance are a pair, or one array [N, 2 D]; ``auto`` is the mean."""
 
 
-def check_output(name: str, output: Any) -> Output:
-    """``output``, if it is one of the kinds."""
-    if output not in OUTPUTS:
-        raise ValueError(f"output: {name}: expected one of {', '.join(OUTPUTS)}; got {output!r}")
+def check_output(name: str, output: Any, task: Task = "classification") -> Output:
+    """``output``, if it is one of the task's kinds."""
+    if output not in OUTPUTS[task]:
+        also = "" if task == "classification" else f" for the task {task}"
+        raise ValueError(f"output: {name}: expected one of {', '.join(OUTPUTS[task])}{also}; got {output!r}")
     found: Output = output
     return found
 
@@ -78,7 +95,7 @@ def _constant_sums(rows: np.ndarray) -> bool:
     return bool(constant and ((rows > 0).sum(-1) > 1).any())
 
 
-def as_logits(name: str, values: np.ndarray, output: Reading, smoothing: float = SMOOTHING) -> np.ndarray:
+def as_logits(name: str, values: np.ndarray, output: str, smoothing: float = SMOOTHING) -> np.ndarray:
     """Outputs of any kind, [N, C] or of one column [N, 1] or [N], as float32 logits [N, C].
 
     Raises

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ensdistill.common.fingerprint import digest
+from ensdistill.common.tasks import task_of
 from ensdistill.data import BadRows
 from ensdistill.data.preprocess import Preprocess, trusted_by
 from ensdistill.teachers.members.base import Member, content_of, own_source, parts_of, write_description
@@ -16,6 +17,7 @@ from ensdistill.teachers.members.dtypes import cast_for
 from ensdistill.teachers.members.function import ArrayMember
 from ensdistill.teachers.members.inputs import advice, as_batch, count
 from ensdistill.teachers.members.module import TorchMember
+from ensdistill.teachers.members.moments import Moments, moments_of
 from ensdistill.teachers.members.needs import needed, of_preprocess
 
 
@@ -60,7 +62,7 @@ class Preprocessed:
                 f"{type(preprocess).__name__}"
             )
         self.member, self.preprocess, self.name = member, preprocess, member.name
-        self.classes = member.classes
+        self.classes, self.task = member.classes, task_of(member)
 
     @property
     def parameters(self) -> int:
@@ -96,6 +98,10 @@ class Preprocessed:
     def predict_logits(self, inputs: Any) -> np.ndarray:
         """Logits, float32 [N, C], for a batch of N raw samples."""
         return self.member.predict_logits(self.prepared(inputs))
+
+    def predict_moments(self, inputs: Any) -> Moments:
+        """Means and variances, float64 [N, D], of a regressor for a batch of N raw samples."""
+        return moments_of(self.member, self.prepared(inputs))
 
     def fingerprint(self) -> str:
         """Digest of the member's and the preprocess's own."""

@@ -11,8 +11,14 @@ from typing import Any
 from torch import nn
 
 from ensdistill.common.describe import class_path
+from ensdistill.common.tasks import Task
 
 LIBRARY = "transformers.models."
+_TASKS: dict[str, Task] = {
+    "single_label_classification": "classification",
+    "multi_label_classification": "multilabel",
+    "regression": "regression",
+}
 # Entries of a config that name code: the library would fetch it from the hub, or import it.
 _CODE = re.compile(
     r"auto_map|_*(attn|experts)_implementation.*|quantization_config|kernel_config|use_kernels|custom_pipelines"
@@ -28,24 +34,34 @@ def class_names(module: nn.Module) -> tuple[str, ...] | None:
     return None if all(re.fullmatch(r"LABEL_\d+", name) for name in names) else tuple(names)
 
 
-def check_task(name: str, module: nn.Module, output: str) -> None:
-    """Raise ValueError if the config declares a task other than a softmax over classes.
+def declared_task(module: nn.Module) -> Task | None:
+    """The task that a config's ``problem_type`` declares; None where it declares none."""
+    declared = getattr(getattr(module, "config", None), "problem_type", None)
+    return _TASKS.get(declared) if isinstance(declared, str) else None
+
+
+def check_task(name: str, module: nn.Module, output: str, stated: Task = "classification") -> None:
+    """Raise ValueError if the config declares another task than the one that the user states.
 
     ``output`` is the kind that the user states. For a single output it takes precedence over the config.
     """
     config = getattr(module, "config", None)
     task, labels = getattr(config, "problem_type", None), getattr(config, "num_labels", None)
+    if stated != "classification":
+        if (declared_task(module) or stated) != stated:
+            raise ValueError(f"task: {name}: its config has problem_type={task!r}; got the task {stated}")
+        return
     if task == "multi_label_classification":
         raise ValueError(
             f"module: {name}: expected a classifier by softmax; its config has "
-            "problem_type='multi_label_classification': each output is a sigmoid by itself, which can't be "
-            "distilled here"
+            "problem_type='multi_label_classification': each output is a sigmoid by itself. State its task: "
+            "TorchMember(module, task='multilabel')"
         )
     if (task == "regression" or labels == 1) and not (labels == 1 and output in ("margin", "probabilities")):
         raise ValueError(
             f"module: {name}: expected a classifier by softmax; its config has problem_type={task!r} and "
             f"num_labels={labels!r}. If one output is the logit of the second of two classes, state it: "
-            "TorchMember(module, output='margin')"
+            "TorchMember(module, output='margin'); if they are numbers, task='regression'"
         )
 
 

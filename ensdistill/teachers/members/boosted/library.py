@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ensdistill.common.tasks import Task
 from ensdistill.data.batches import describe
 from ensdistill.teachers.members.base import Blob, two_logits
 
@@ -19,8 +20,8 @@ class Library(ABC):
     ----------
     name, file : str
         The library's package, and the name of a saved model's file.
-    wrapper : tuple of str
-        Names of the library's classes that can be members.
+    objectives, wrapper : dict of tuple of str
+        By task: the losses that are of it, and names of the library's classes that can be members.
     pickled : tuple of str
         Class path and attribute that hold the trees where an estimator of scikit-learn contains a model of
         this library.
@@ -36,16 +37,18 @@ class Library(ABC):
 
     name: ClassVar[str]
     file: ClassVar[str]
-    wrapper: ClassVar[tuple[str, ...]]
+    objectives: ClassVar[dict[Task, tuple[str, ...]]]
+    wrapper: ClassVar[dict[Task, tuple[str, ...]]]
     pickled: ClassVar[tuple[str, str]]
 
     model: Any
     objective: str
+    task: Task
     classes: Sequence[Any] | None = None
     one_against_rest = False
 
     @abstractmethod
-    def __init__(self, model: Any, blob: Blob | None = None) -> None: ...
+    def __init__(self, model: Any, blob: Blob | None = None, task: Task = "classification") -> None: ...
 
     @property
     @abstractmethod
@@ -80,13 +83,17 @@ class Library(ABC):
     def scores(self, inputs: Any) -> np.ndarray:
         """Raw scores for [N, F]: [N, C], or a binary margin [N]."""
 
+    def moments(self, inputs: Any) -> tuple[np.ndarray, np.ndarray | None]:
+        """A regressor's own predictions for [N, F], [N] or [N, D], and its variances, where it gives them."""
+        return np.asarray(self.model.predict(inputs)), None
+
     @abstractmethod
     def written(self) -> Blob:
         """The booster in the library's own file format."""
 
     @classmethod
     @abstractmethod
-    def load(cls, blob: Blob, options: dict[str, Any], classes: Sequence[Any] | None) -> Library:
+    def load(cls, blob: Blob, options: dict[str, Any], classes: Sequence[Any] | None, task: Task) -> Library:
         """The model of a saved file, with its saved ``options()`` and ``classes``."""
 
     @classmethod
@@ -119,16 +126,21 @@ class Library(ABC):
         now = self.written()
         return self._file if now == self._first else now
 
-    def check(self, objectives: Sequence[str], argument: str = "objective") -> None:
-        """Raise ValueError for a model that is no classifier, or whose class overrides the prediction."""
-        kind = type(self.model)
-        if self.objective not in objectives:
-            expected = f"expected a {self.name} classifier, {', '.join(objectives)}"
-            raise ValueError(f"estimator: {expected}; got the {argument} {self.objective}")
-        if not {cls.__name__ for cls in kind.__mro__} & set(self.wrapper):
+    def check(self, task: Task, argument: str = "objective") -> None:
+        """Raise ValueError for a model of another task, or whose class overrides the prediction."""
+        kind, self.task = type(self.model), task
+        if self.objective not in self.objectives[task]:
+            noun = {"multilabel": "multi-label classifier", "regression": "regressor"}.get(task, "classifier")
+            if not self.objectives[task]:
+                raise ValueError(f"task: expected classification or regression of {self.name}; got {task}")
+            other = next((t for t, known in self.objectives.items() if self.objective in known), None)
+            remedy = "" if other in (None, "classification") else f": state task={other!r}"
+            expected = f"expected a {self.name} {noun}, {', '.join(self.objectives[task])}"
+            raise ValueError(f"estimator: {expected}; got the {argument} {self.objective}{remedy}")
+        if not {cls.__name__ for cls in kind.__mro__} & set(self.wrapper[task]):
             raise ValueError(
-                f"estimator: expected {' or '.join(self.wrapper)}; got {kind.__name__}: pass the booster "
-                "that it holds"
+                f"estimator: expected {' or '.join(self.wrapper[task])}; got {kind.__name__}: pass the "
+                "booster that it holds"
             )
         for method in ("predict", "predict_proba"):
             if not getattr(getattr(self.model, method, None), "__module__", self.name).startswith(self.name):

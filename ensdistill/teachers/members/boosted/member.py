@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
 from ensdistill.common.files import write_bytes
 from ensdistill.common.fingerprint import digest
+from ensdistill.common.tasks import Task, check_task
 from ensdistill.data import BadRows
 from ensdistill.data.batches import describe
 from ensdistill.teachers.members.base import (
@@ -26,21 +28,26 @@ from ensdistill.teachers.members.base import (
     check_smoothing,
     flat,
     own_source,
+    task_parts,
     to_logits,
     warned_already,
     write_description,
+    wrong_task,
 )
 from ensdistill.teachers.members.boosted.libraries import LIBRARIES, library_of
 from ensdistill.teachers.members.boosted.library import Library, softmax_of_scores, two_columns
-from ensdistill.teachers.members.inputs import batches, columns_of, kind, refused, take
+from ensdistill.teachers.members.inputs import batches, columns_of, count, kind, refused, take
+from ensdistill.teachers.members.moments import Moments, as_moments, check_moments, split_moments
 from ensdistill.teachers.members.needs import needed
+from ensdistill.teachers.members.sigmoids import log_odds
 
 COMPARED_ROWS = 256  # of each batch, on which raw scores and probabilities are compared
 TOLERANCE = {np.dtype(np.float32): 1e-5}  # of a probability, by its dtype; 1e-6 for others
 
 
 class BoostedMember:
-    """A fitted XGBoost, LightGBM or CatBoost classifier, or the library's own booster.
+    """A fitted XGBoost, LightGBM or CatBoost model, or the library's own booster: a classifier; by ``task`` a
+    multi-label classifier or a regressor.
 
     The model's own ``predict_proba`` (``predict`` of a booster) is called with the rows as they come, in
     their dtype. Only samples of more than one axis are flattened to [N, features]. The logits are the raw
@@ -63,11 +70,15 @@ class BoostedMember:
         Added to probabilities before the logarithm, for models that are no softmax of their scores.
     batch_size : int
         Rows predicted at once.
+    task : {"classification", "multilabel", "regression"}
+        ``multilabel``: XGBoost's ``binary:logistic`` with several targets and CatBoost's ``MultiLogloss``.
+        Log-odds are the raw scores where the sigmoid of these is the library's probability. ``regression``:
+        what the model's ``predict`` returns, and CatBoost's variances of ``RMSEWithUncertainty``.
 
     Raises
     ------
     ValueError
-        Not fitted, no classifier, of several labels for each row, a class with a ``predict_proba`` of its
+        Not fitted, of another task, a class with a ``predict_proba`` of its
         own, or a model of other classes. ``predict_logits`` raises it for rows with another number of columns
         than at the fit.
     """
@@ -81,6 +92,7 @@ class BoostedMember:
         columns: Sequence[str] | None = None,
         smoothing: float = SMOOTHING,
         batch_size: int = 65536,
+        task: Task = "classification",
     ) -> None:
         library = library_of(estimator)
         self.name = name or type(estimator).__name__.lower()
@@ -90,14 +102,20 @@ class BoostedMember:
             )
         if not _is_fitted(estimator):
             raise ValueError(f"estimator: {self.name} is not fitted; call its fit first")
-        model = LIBRARIES[library](estimator)
+        model = LIBRARIES[library](estimator, task=check_task(task))
+        if task != "classification":
+            model.classes = None  # the labels, or numbers, have no names of their own
+            if columns is not None:
+                raise ValueError(
+                    f"columns: {self.name}: expected none for the task {task}; got {list(columns)}"
+                )
         aligned = align(self.name, _labels(model), classes, columns, partly=True)
         self._use(model, None if columns is None else list(columns), check_smoothing(smoothing), batch_size)
         self.classes, self._columns = aligned
 
     def _use(self, model: Library, columns: list[str] | None, smoothing: float, batch_size: int) -> None:
         self._model, self._labels, self.own_columns = model, _labels(model), columns
-        self.smoothing, self.batch_size = smoothing, batch_size
+        self.smoothing, self.batch_size, self.task = smoothing, batch_size, model.task
 
     @property
     def parameters(self) -> int:
@@ -111,6 +129,19 @@ class BoostedMember:
 
     def predict_logits(self, inputs: Any) -> np.ndarray:
         """Logits, float32 [N, C], for an array [N, ...], or for a frame with the columns of the fit."""
+        if self.task == "regression":
+            raise wrong_task(self.name, self.task, "predict_logits")
+        return self._answered(inputs)
+
+    def predict_moments(self, inputs: Any) -> Moments:
+        """Means and variances, float64 [N, D], of a regressor; inputs as for ``predict_logits``."""
+        if self.task != "regression":
+            raise wrong_task(self.name, self.task, "predict_moments")
+        values = self._answered(inputs)
+        found = split_moments(self.name, values, "mean_and_variance" if self._gives_variances else "mean")
+        return check_moments(found, self.name, count(inputs), self.classes)
+
+    def _answered(self, inputs: Any) -> np.ndarray:
         if kind(inputs) == "table":
             return self._of_table(inputs)
         if not isinstance(inputs, np.ndarray):
@@ -137,7 +168,9 @@ class BoostedMember:
         if len(features) == 0:
             if self.classes is None:
                 raise ValueError(f"inputs: {self.name} cannot find the number of classes without a row")
-            return np.zeros((0, len(self.classes)), np.float32)
+            return np.zeros((0, len(self.classes) * (1 + self._gives_variances)), np.float32)
+        if self.task == "regression":
+            return np.concatenate([self._moments(_contiguous(x)) for x in batches(features, self.batch_size)])
         compared = _contiguous(take(features, slice(None, None, -(-len(features) // COMPARED_ROWS))))
         predict = self._from_scores if self._scores_agree(compared) else self._from_probabilities
         logits = np.concatenate([predict(_contiguous(x)) for x in batches(features, self.batch_size)])
@@ -149,21 +182,38 @@ class BoostedMember:
         return as_float32(arranged(logits, self._columns, self.smoothing))
 
     def _scores_agree(self, inputs: Any) -> bool:
-        """Whether the softmax of the raw scores equals the library's probabilities for these rows."""
+        """Whether the softmax (or sigmoid) of the raw scores equals the library's probabilities for these
+        rows."""
         own = self._probabilities(inputs)
-        scores = softmax_of_scores(self._model.scores(inputs))
+        if self.task == "multilabel":
+            scores = expit(self._model.scores(inputs).astype(np.float64))
+        else:
+            scores = softmax_of_scores(self._model.scores(inputs))
         return own.shape == scores.shape and bool(
             np.abs(own - scores).max() <= TOLERANCE.get(own.dtype, 1e-6)
         )
 
     def _from_scores(self, inputs: Any) -> np.ndarray:
-        return two_columns(self._model.scores(inputs))
+        scores = self._model.scores(inputs)
+        return scores if self.task == "multilabel" else two_columns(scores)
 
     def _from_probabilities(self, inputs: Any) -> np.ndarray:
-        return to_logits(self._probabilities(inputs), self.smoothing)
+        convert = log_odds if self.task == "multilabel" else to_logits
+        return convert(self._probabilities(inputs), self.smoothing)
+
+    def _moments(self, inputs: Any) -> np.ndarray:
+        """Means, float64 [N, D], or [N, 2 D] with the variances after them."""
+        found = as_moments(self.name, *self._model.moments(inputs))
+        return np.concatenate([part for part in found if part is not None], axis=1)
+
+    @property
+    def _gives_variances(self) -> bool:
+        return self._model.objective == "RMSEWithUncertainty"
 
     def _probabilities(self, inputs: Any) -> np.ndarray:
         p = self._model.probabilities(inputs)
+        if self.task == "multilabel":
+            return p
         if p.ndim == 1:
             p = np.stack([1 - p, p], axis=1)
         if self._model.one_against_rest:
@@ -183,13 +233,15 @@ class BoostedMember:
             "trees": digest(model.answering(model.blob)),
             "settings": digest([model.options(), self.smoothing]),
             "classes": digest([self._labels, self.own_columns, self.classes]),
+            **task_parts(self.task),
             **own_source(self),
         }
 
     def saved_content(self) -> str:
         """Digest of the saved files' content, training parameters included."""
         model = self._model
-        more = [self._labels, self.own_columns, self.smoothing, self.classes]
+        more: list[Any] = [self._labels, self.own_columns, self.smoothing, self.classes]
+        more += task_parts(self.task).values()
         return digest([model.name, model.blob, model.options(), *more])
 
     def earlier_contents(self, folder: Path, description: dict[str, Any]) -> list[str]:
@@ -212,7 +264,8 @@ class BoostedMember:
         library = LIBRARIES[description["kind"]]
         blob = (folder / library.file).read_bytes()
         try:
-            model = library.load(blob, description["options"], description["known"])
+            task = description.get("task", "classification")
+            model = library.load(blob, description["options"], description["known"], task)
         except ImportError:
             raise
         except Exception as error:  # many kinds, without the file's name

@@ -6,29 +6,53 @@ import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from ensdistill.common.tasks import Task
 from ensdistill.teachers.members.base import Blob
 from ensdistill.teachers.members.boosted.library import Library
 from ensdistill.teachers.members.categories import with_categories
 
-OBJECTIVES = ("Logloss", "CrossEntropy", "Focal", "MultiClass", "MultiClassOneVsAll")
+OBJECTIVES: dict[Task, tuple[str, ...]] = {
+    "classification": ("Logloss", "CrossEntropy", "Focal", "MultiClass", "MultiClassOneVsAll"),
+    "multilabel": ("MultiLogloss", "MultiCrossEntropy"),
+    "regression": (
+        "RMSE",
+        "MAE",
+        "Huber",
+        "Lq",
+        "LogCosh",
+        "MAPE",
+        "Poisson",
+        "Quantile",
+        "Tweedie",
+        "MultiRMSE",
+        "RMSEWithUncertainty",
+    ),
+}
+# Losses whose predictions are no raw scores, as CatBoostRegressor's own ``predict`` has them.
+_KINDS = {"Poisson": "Exponent", "Tweedie": "Exponent", "RMSEWithUncertainty": "RMSEWithUncertainty"}
 
 
 class CatBoost(Library):
     """``CatBoostClassifier`` or ``CatBoost``."""
 
-    name, file, wrapper = "catboost", "model.cbm", ("CatBoostClassifier", "CatBoost")
+    name, file, objectives = "catboost", "model.cbm", OBJECTIVES
+    wrapper: ClassVar[dict[Task, tuple[str, ...]]] = {
+        "classification": ("CatBoostClassifier", "CatBoost"),
+        "multilabel": ("CatBoostClassifier", "CatBoost"),
+        "regression": ("CatBoostRegressor", "CatBoost"),
+    }
     pickled = ("catboost.core.CatBoostClassifier", "__model")
 
-    def __init__(self, model: Any, blob: Blob | None = None) -> None:
+    def __init__(self, model: Any, blob: Blob | None = None, task: Task = "classification") -> None:
         self.model = model
         self.classes = model.classes_
         self.objective = str(model.get_all_params()["loss_function"]).partition(":")[0]
         self.one_against_rest = self.objective == "MultiClassOneVsAll"
-        self.check(OBJECTIVES, "loss function")
+        self.check(task, "loss function")
         self.came_from(blob)
 
     @property
@@ -58,14 +82,19 @@ class CatBoost(Library):
     def scores(self, inputs: Any) -> np.ndarray:
         return np.asarray(self.model.predict(self._table(inputs), prediction_type="RawFormulaVal"))
 
+    def moments(self, inputs: Any) -> tuple[np.ndarray, np.ndarray | None]:
+        kind = _KINDS.get(self.objective, "RawFormulaVal")
+        found = np.asarray(self.model.predict(self._table(inputs), prediction_type=kind))
+        return (found[:, 0], found[:, 1]) if kind == "RMSEWithUncertainty" else (found, None)
+
     def _table(self, inputs: Any) -> Any:
         if not isinstance(inputs, np.ndarray):
             return inputs
         return with_categories(inputs, self.model.get_cat_feature_indices())
 
     @classmethod
-    def load(cls, blob: Blob, options: dict[str, Any], classes: Sequence[Any] | None) -> CatBoost:
-        return cls(_read(blob), blob)
+    def load(cls, blob: Blob, options: dict[str, Any], classes: Sequence[Any] | None, task: Task) -> CatBoost:
+        return cls(_read(blob), blob, task)
 
     @classmethod
     def answering(cls, blob: Blob) -> Blob:

@@ -4,23 +4,43 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from ensdistill.common.tasks import Task
 from ensdistill.teachers.members.base import Blob
 from ensdistill.teachers.members.boosted.library import Library, texts_as_categories
 
-OBJECTIVES = ("binary", "cross_entropy", "multiclass", "multiclassova")
+OBJECTIVES: dict[Task, tuple[str, ...]] = {
+    "classification": ("binary", "cross_entropy", "multiclass", "multiclassova"),
+    "multilabel": (),  # the library has none
+    "regression": (
+        "regression",
+        "regression_l1",
+        "huber",
+        "fair",
+        "poisson",
+        "quantile",
+        "mape",
+        "gamma",
+        "tweedie",
+    ),
+}
 
 
 class LightGBM(Library):
     """``LGBMClassifier`` or ``Booster``."""
 
-    name, file, wrapper = "lightgbm", "model.txt", ("LGBMClassifier", "Booster")
+    name, file, objectives = "lightgbm", "model.txt", OBJECTIVES
+    wrapper: ClassVar[dict[Task, tuple[str, ...]]] = {
+        "classification": ("LGBMClassifier", "Booster"),
+        "multilabel": (),
+        "regression": ("LGBMRegressor", "Booster"),
+    }
     pickled = ("lightgbm.basic.Booster", "_handle")
 
-    def __init__(self, model: Any, blob: Blob | None = None) -> None:
+    def __init__(self, model: Any, blob: Blob | None = None, task: Task = "classification") -> None:
         self.model = model
         self.classes = getattr(model, "classes_", None)
         # The file lacks these parameters of the estimator, and they change its predictions.
@@ -33,7 +53,7 @@ class LightGBM(Library):
         slopes = [float(word.removeprefix("sigmoid:")) for word in rest if word.startswith("sigmoid:")]
         self.slope = slopes[0] if slopes and self.objective == "binary" else 1.0
         self.one_against_rest = self.objective == "multiclassova"
-        self.check(OBJECTIVES)
+        self.check(task)
 
     @property
     def booster(self) -> Any:
@@ -68,6 +88,9 @@ class LightGBM(Library):
     def probabilities(self, inputs: Any) -> np.ndarray:
         return self._predict(getattr(self.model, "predict_proba", self.model.predict), inputs)
 
+    def moments(self, inputs: Any) -> tuple[np.ndarray, None]:
+        return self._predict(self.model.predict, inputs), None
+
     def scores(self, inputs: Any) -> np.ndarray:
         return self._predict(self.model.predict, inputs, raw_score=True) * self.slope
 
@@ -78,10 +101,10 @@ class LightGBM(Library):
             return np.asarray(method(inputs, **more, **self.early))
 
     @classmethod
-    def load(cls, blob: Blob, options: dict[str, Any], classes: Sequence[Any] | None) -> LightGBM:
+    def load(cls, blob: Blob, options: dict[str, Any], classes: Sequence[Any] | None, task: Task) -> LightGBM:
         from lightgbm import Booster
 
-        loaded = cls(Booster(model_str=blob.decode()), blob)
+        loaded = cls(Booster(model_str=blob.decode()), blob, task)
         loaded.early = options
         return loaded
 

@@ -4,34 +4,61 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from ensdistill.common.tasks import Task
 from ensdistill.teachers.members.base import Blob
 from ensdistill.teachers.members.boosted.library import Library, softmax_of_scores, texts_as_categories
 
-OBJECTIVES = ("multi:softprob", "multi:softmax", "binary:logistic", "binary:logitraw", "binary:hinge")
+OBJECTIVES: dict[Task, tuple[str, ...]] = {
+    "classification": (
+        "multi:softprob",
+        "multi:softmax",
+        "binary:logistic",
+        "binary:logitraw",
+        "binary:hinge",
+    ),
+    "multilabel": ("binary:logistic",),
+    "regression": (
+        "reg:squarederror",
+        "reg:squaredlogerror",
+        "reg:pseudohubererror",
+        "reg:absoluteerror",
+        "reg:gamma",
+        "reg:tweedie",
+        "count:poisson",
+    ),
+}
 
 
 class XGBoost(Library):
     """``XGBClassifier``, which predicts up to its best iteration, or ``Booster``, with all its rounds."""
 
-    name, file, wrapper = "xgboost", "model.ubj", ("XGBClassifier", "Booster")
+    name, file, objectives = "xgboost", "model.ubj", OBJECTIVES
+    wrapper: ClassVar[dict[Task, tuple[str, ...]]] = {
+        "classification": ("XGBClassifier", "Booster"),
+        "multilabel": ("XGBClassifier", "Booster"),
+        "regression": ("XGBRegressor", "Booster"),
+    }
     pickled = ("xgboost.core.Booster", "handle")
 
-    def __init__(self, model: Any, blob: Blob | None = None) -> None:
+    def __init__(self, model: Any, blob: Blob | None = None, task: Task = "classification") -> None:
         self.model = model
         self.is_classifier = hasattr(model, "predict_proba")
         self.classes = getattr(model, "classes_", None)
         learner = json.loads(self.booster.save_config())["learner"]
         self.objective = learner["objective"]["name"]
-        self.check(OBJECTIVES)
-        if int(learner["learner_model_param"]["num_target"]) > 1:
+        self.check(task)
+        several = int(learner["learner_model_param"]["num_target"]) > 1
+        if several and task == "classification":
             raise ValueError(
                 "estimator: expected one class for each row; got an XGBoost model of several labels "
-                "(multi-label)"
+                "(multi-label): state task='multilabel'"
             )
+        if task == "multilabel" and not several:
+            raise ValueError("estimator: expected an XGBoost model of several labels; got one of two classes")
         if self.is_classifier and self.objective == "binary:logitraw":
             raise ValueError(
                 "estimator: XGBClassifier.predict_proba returns margins for the objective binary:logitraw; "
@@ -85,6 +112,11 @@ class XGBoost(Library):
             return np.asarray(self.model.predict(inputs, output_margin=True))
         return np.asarray(self.booster.predict(self._matrix(inputs), output_margin=True))
 
+    def moments(self, inputs: Any) -> tuple[np.ndarray, None]:
+        if hasattr(self.model, "get_booster"):
+            return np.asarray(self.model.predict(inputs)), None
+        return np.asarray(self.booster.predict(self._matrix(inputs))), None
+
     def _matrix(self, inputs: Any) -> Any:
         from xgboost import DMatrix
 
@@ -92,18 +124,18 @@ class XGBoost(Library):
         return DMatrix(inputs, feature_names=names, feature_types=types, enable_categorical=types is not None)
 
     @classmethod
-    def load(cls, blob: Blob, options: dict[str, Any], classes: Sequence[Any] | None) -> XGBoost:
-        from xgboost import Booster, XGBClassifier
+    def load(cls, blob: Blob, options: dict[str, Any], classes: Sequence[Any] | None, task: Task) -> XGBoost:
+        from xgboost import Booster, XGBClassifier, XGBRegressor
 
         # Files of earlier versions lack "classifier"; only the classifier has names of classes.
-        if not options.get("classifier", classes is not None):
+        if not (options.get("classifier", classes is not None) or options.get("regressor")):
             booster = Booster()
             booster.load_model(bytearray(blob))
-            return cls(booster, blob)
+            return cls(booster, blob, task)
         missing = np.nan if options["missing"] is None else float(options["missing"])
-        model = XGBClassifier(missing=missing)
+        model = (XGBRegressor if options.get("regressor") else XGBClassifier)(missing=missing)
         model.load_model(bytearray(blob))
-        return cls(model, blob)
+        return cls(model, blob, task)
 
     @classmethod
     def unpickled(cls, state: Blob) -> Blob:
@@ -134,7 +166,10 @@ class XGBoost(Library):
             if np.isfinite(self.missing)
             else str(self.missing)
         )
-        return {"missing": missing, "classifier": self.is_classifier}  # JSON has neither NaN nor infinity
+        # JSON has neither NaN nor infinity.
+        found = {"missing": missing, "classifier": self.is_classifier}
+        own = hasattr(self.model, "get_booster") and not self.is_classifier
+        return found | ({"regressor": True} if own else {})
 
 
 def _names(config: Any) -> Iterator[str]:

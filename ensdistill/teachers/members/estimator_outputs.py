@@ -1,0 +1,101 @@
+"""The outputs of scikit-learn's estimators: the method that returns them, by task, and their form."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+
+from ensdistill.common.tasks import Task
+from ensdistill.teachers.members.boosted.libraries import library_of
+from ensdistill.teachers.members.moments import as_moments
+
+
+def methods_for(name: str, estimator: Any, task: Task, output: str) -> tuple[str, ...]:
+    """The methods by which an estimator may predict, the preferred one first; ``output`` as for
+    ``SklearnMember``.
+
+    Raises
+    ------
+    ValueError
+        The estimator is a classifier, and the task a regression; or ``output`` is none for that task.
+    """
+    from sklearn.base import is_regressor
+
+    if task == "regression":
+        if output != "auto":
+            raise ValueError(f"output: {name}: expected auto for the task regression; got {output!r}")
+        if not is_regressor(estimator) and hasattr(estimator, "predict_proba"):
+            raise ValueError(f"task: {name} is a classifier; expected a regressor for the task regression")
+        return ("predict",)
+    scores = "decision_function" if task == "multilabel" or not is_regressor(estimator) else "predict"
+    # A regressor that was fitted to one-hot rows predicts probabilities, which only the caller can know.
+    chances = ("predict_proba", "predict") if scores == "predict" else ("predict_proba",)
+    return {"auto": ("predict_proba", scores), "probability": chances, "decision": (scores,)}[output]
+
+
+def spread_of(estimator: Any) -> str | None:
+    """How a regressor returns its uncertainty: ``return_std``, ``pred_dist``, or None where it doesn't."""
+    if hasattr(estimator, "pred_dist"):
+        return "pred_dist"
+    last = estimator
+    while hasattr(last, "steps"):  # a pipeline passes the argument on to its last step
+        last = last.steps[-1][1]
+    try:
+        return "return_std" if "return_std" in inspect.signature(last.predict).parameters else None
+    except (TypeError, ValueError):  # a method without a signature
+        return None
+
+
+def moments_by(name: str, estimator: Any, spread: str | None, features: Any) -> np.ndarray:
+    """A regressor's means, float64 [N, D], or [N, 2 D] with the variances after them."""
+    if spread is None:
+        return as_moments(name, estimator.predict(features)).mean
+    if spread == "return_std":
+        mean, deviation = estimator.predict(features, return_std=True)
+    else:
+        distribution = estimator.pred_dist(features)
+        mean, deviation = distribution.mean(), distribution.std()
+    found = as_moments(name, mean, np.square(deviation))
+    assert found.variance is not None
+    return np.concatenate([found.mean, found.variance], axis=1)
+
+
+def outputs_of(estimator: Any) -> int | None:
+    """The count of numbers that a fitted regressor predicts for a row, where its attributes show it."""
+    for part in ("best_estimator_", "steps"):
+        inner = getattr(estimator, part, None)
+        if inner is not None:
+            return outputs_of(inner[-1][1] if part == "steps" else inner)
+    if isinstance(count := getattr(estimator, "n_outputs_", None), int):
+        return count
+    if library_of(estimator) is not None or hasattr(estimator, "pred_dist"):
+        return 1
+    coefficients = getattr(estimator, "coef_", None)
+    return None if coefficients is None else 1 if np.ndim(coefficients) == 1 else len(coefficients)
+
+
+def of_several_labels(estimator: Any) -> bool:
+    """Whether a fitted classifier states that it has several labels for each row; False if unknown."""
+    known = getattr(estimator, "classes_", None)
+    listed = isinstance(known, list) and any(np.ndim(labels) for labels in known)
+    return bool(getattr(estimator, "multilabel_", False)) or listed
+
+
+def answers_in_pairs(estimator: Any) -> bool:
+    """Whether an estimator's ``decision_function`` has columns of pairs of classes, as an SVC's."""
+    from sklearn.ensemble import BaggingClassifier
+
+    if (
+        getattr(estimator, "decision_function_shape", "ovr") == "ovo"
+        and len(getattr(estimator, "classes_", ())) > 2
+    ):
+        return True
+    parts = [
+        getattr(estimator, name, None)
+        for name in ("best_estimator_", "estimator_", "final_estimator_", "estimator")
+    ]
+    parts += [step for _, step in getattr(estimator, "steps", ())[-1:]]
+    parts += estimator.estimators_ if isinstance(estimator, BaggingClassifier) else []
+    return any(answers_in_pairs(part) for part in parts if part is not None)
