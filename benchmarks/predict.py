@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ensdistill.bench.cases import DTYPES, Case
+from ensdistill.bench.cases import DTYPES, MULTILABEL, Case
 from ensdistill.bench.suite import full, quick
 from ensdistill.loss import _native
 from ensdistill.loss.explain import KernelPlan
@@ -58,6 +58,8 @@ class Work:
 
 def why_not(case: Case) -> str | None:
     """Why there is no prediction for a case; None where there is one."""
+    if case.divergence == MULTILABEL:
+        return "multilabel"  # a kernel and a plan of its own
     if case.hidden:
         return "linear"  # three matrix products, which are cuBLAS's
     if case.statistics:

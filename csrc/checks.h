@@ -86,22 +86,27 @@ inline void check_dense(const LossArguments& a) {
     }
 }
 
-inline void check_arguments(const LossArguments& a) {
+// The checks that the losses over one softmax and over many sigmoids share.
+inline void check_inputs(const LossArguments& a) {
   STD_TORCH_CHECK((a.student.dim() == 2 || a.student.dim() == 3) && is_logits_type(a.student.scalar_type()),
                   "student: expected floating-point [N, C] or [O, I, C]");
   STD_TORCH_CHECK(a.classes() >= 1, "student: expected at least one class");
   check_layout("student", a.student);
   a.sparse() ? check_sparse(a) : check_dense(a);
   check_vector("weights", a.weights, ScalarType::Double, a.members());
-  check_vector("labels", a.labels, ScalarType::Long, a.rows());
   check_vector("class_weights", a.class_weights, ScalarType::Double, a.classes());
   check_vector("sample_weights", a.sample_weights, ScalarType::Double, a.rows());
   STD_TORCH_CHECK(a.temperature > 0, "temperature: expected > 0, got ", a.temperature);
   STD_TORCH_CHECK(a.alpha >= 0 && a.alpha <= 1, "alpha: expected 0..1, got ", a.alpha);
-  STD_TORCH_CHECK(a.alpha == 1 || a.labels, "alpha: below 1 it mixes in hard labels, and labels is None");
   STD_TORCH_CHECK(a.label_smoothing >= 0 && a.label_smoothing <= 1, "label_smoothing: expected 0..1, got ", a.label_smoothing);
-  STD_TORCH_CHECK(a.beta > 0 && a.beta < 1, "beta: expected above 0 and below 1, got ", a.beta);
   STD_TORCH_CHECK(a.divisor > 0, "divisor: expected > 0, got ", a.divisor);
+}
+
+inline void check_arguments(const LossArguments& a) {
+  check_inputs(a);
+  check_vector("labels", a.labels, ScalarType::Long, a.rows());
+  STD_TORCH_CHECK(a.alpha == 1 || a.labels, "alpha: below 1 it mixes in hard labels, and labels is None");
+  STD_TORCH_CHECK(a.beta > 0 && a.beta < 1, "beta: expected above 0 and below 1, got ", a.beta);
 }
 
 using LossResult = std::tuple<Tensor, Tensor, Tensor>;  // loss, gradient, statistics

@@ -22,6 +22,20 @@ STABLE_TORCH_LIBRARY(ensdistill, m) {
       "float alpha, str combiner, str tail_mode, int ignore_index, float label_smoothing, float z_loss, str reduction, "
       "float divisor, bool with_gradient, bool with_statistics) -> (Tensor, Tensor, Tensor)");
 
+  // The same over C sigmoids: the sum over classes of KL(p || q) of Bernoulli distributions, mixed with the binary cross entropy.
+  //   labels        [N, C] uint8 or floating point    from 0 to 1; -1 (in uint8 255) where unknown: no cross entropy
+  //   mask          [N, C] uint8                      0 leaves a class of a row out
+  //   class_weights [C] float64                       of a class's whole term
+  //   pos_weight    [C] float64                       of the cross entropy's positive part
+  //   kind "topk"   log-probabilities of the ids; tail is the log of the sum of all others, which share it equally. tail_mode "tail" | "zero"
+  //   reduction "mean": of the cross entropy over rows with a known label that is not masked; divided by divisor, as "sum" is
+  // Returns (loss, gradient), as above. See ensdistill/loss/multilabel.py.
+  m.def(
+      "multilabel_loss(Tensor student, Tensor targets, Tensor? scale, Tensor? offset, Tensor? ids, Tensor? tail, Tensor? weights, "
+      "Tensor? labels, Tensor? mask, Tensor? class_weights, Tensor? pos_weight, Tensor? sample_weights, str kind, float temperature, "
+      "float alpha, str combiner, str tail_mode, float label_smoothing, str reduction, float divisor, bool with_gradient) "
+      "-> (Tensor, Tensor)");
+
   // gradient *= factor, a float on the gradient's device: how a gradient that the forward made meets the upstream one. CUDA only.
   // A factor of 1, the usual one, costs reading it: whether it is, only the device knows without waiting.
   m.def("scale_gradient(Tensor(a!) gradient, Tensor factor) -> ()");

@@ -4,4 +4,14 @@ The implementation is in :mod:`ensdistill.loss`.
 """
 
 from ensdistill.loss.functional import *  # noqa: F403
-from ensdistill.loss.functional import __all__ as __all__
+from ensdistill.loss.functional import __all__ as _softmax
+from ensdistill.loss.gaussian import gaussian_distillation_loss as gaussian_distillation_loss
+from ensdistill.loss.gaussian import gaussian_moments as gaussian_moments
+from ensdistill.loss.multilabel import multilabel_distillation_loss as multilabel_distillation_loss
+
+__all__ = [
+    *_softmax,
+    "gaussian_distillation_loss",
+    "gaussian_moments",
+    "multilabel_distillation_loss",
+]

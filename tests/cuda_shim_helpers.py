@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from ensdistill.loss import ops
+from ensdistill.loss import multilabel_op, ops
 
 SHIM = Path(__file__).parent / "shim"
 CSRC = Path(__file__).parent.parent / "csrc"
@@ -204,7 +204,7 @@ class Shim:
     def __init__(self, library: Path) -> None:
         if not _LIBRARIES:
             _LIBRARIES.append(torch.library.Library("ensdistill_shim", "DEF"))
-            others = ("scale_gradient", "encode_uint8", "encode_top_k", "encode_counts")
+            others = ("multilabel_loss", "scale_gradient", "encode_uint8", "encode_top_k", "encode_counts")
             for op in (ops.distill_loss, *(getattr(torch.ops.ensdistill, name).default for name in others)):
                 _LIBRARIES[0].define(str(op._schema).removeprefix("ensdistill::"))
             torch.ops.load_library(str(library))
@@ -233,18 +233,23 @@ class Shim:
     @contextmanager
     def instead_of_the_cpu(self) -> Iterator[None]:
         """ensdistill's functions call this op."""
-        module: Any = ops
-        real = module.distill_loss
-
-        def op(*arguments: Any) -> Any:
-            with poisoned_memory():
-                return self.op(*arguments)
-
-        module.distill_loss = op
+        modules: list[tuple[Any, str]] = [(ops, "distill_loss"), (multilabel_op, "multilabel_loss")]
+        real = [getattr(module, name) for module, name in modules]
+        for module, name in modules:
+            setattr(module, name, _poisoned(getattr(torch.ops.ensdistill_shim, name).default))
         try:
             yield
         finally:
-            module.distill_loss = real
+            for (module, name), op in zip(modules, real, strict=True):
+                setattr(module, name, op)
+
+
+def _poisoned(op: Any) -> Any:
+    def call(*arguments: Any) -> Any:
+        with poisoned_memory():
+            return op(*arguments)
+
+    return call
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 // clang-format off
 #include "simd.h"
 #include "../rowmath.h"
+#include "../coinmath.h"
 #include "targets.h"
 #include "softmax.h"
 #include "row.h"
@@ -10,3 +11,4 @@
 #include "row_gradient.h"
 #include "row_sparse.h"
 #include "rows.h"
+#include "multilabel.h"

@@ -21,7 +21,12 @@
 #include "isa.h"
 
 namespace ensdistill {
-const Kernels avx2_kernels{"avx2", avx2::Simd::lanes, &avx2::rows<avx2::Simd>, &avx2::Row<avx2::Simd>::scratch_bytes};
+const Kernels avx2_kernels{"avx2",
+                           avx2::Simd::lanes,
+                           &avx2::rows<avx2::Simd>,
+                           &avx2::Row<avx2::Simd>::scratch_bytes,
+                           &avx2::multilabel_rows<avx2::Simd>,
+                           &avx2::MultilabelRow<avx2::Simd>::scratch_bytes};
 }
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -21,7 +21,12 @@
 #include "isa.h"
 
 namespace ensdistill {
-const Kernels avx512_kernels{"avx512", avx512::Simd::lanes, &avx512::rows<avx512::Simd>, &avx512::Row<avx512::Simd>::scratch_bytes};
+const Kernels avx512_kernels{"avx512",
+                             avx512::Simd::lanes,
+                             &avx512::rows<avx512::Simd>,
+                             &avx512::Row<avx512::Simd>::scratch_bytes,
+                             &avx512::multilabel_rows<avx512::Simd>,
+                             &avx512::MultilabelRow<avx512::Simd>::scratch_bytes};
 }
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -14,5 +14,10 @@
 #include "isa.h"
 
 namespace ensdistill {
-const Kernels baseline_kernels{"baseline", baseline::Simd::lanes, &baseline::rows<baseline::Simd>, &baseline::Row<baseline::Simd>::scratch_bytes};
+const Kernels baseline_kernels{"baseline",
+                               baseline::Simd::lanes,
+                               &baseline::rows<baseline::Simd>,
+                               &baseline::Row<baseline::Simd>::scratch_bytes,
+                               &baseline::multilabel_rows<baseline::Simd>,
+                               &baseline::MultilabelRow<baseline::Simd>::scratch_bytes};
 }

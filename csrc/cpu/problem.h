@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../multilabel.h"
 #include "../problem.h"
 
 namespace ensdistill {
@@ -22,6 +23,18 @@ struct Problem : LossCall {
   double* statistics;      // [N, 4], or null
 };
 
+struct MultilabelProblem : MultilabelCall {
+  const int64_t* members;  // [members_used] those with a weight above zero
+  const double* weights;   // [members_used] normalised to sum to one
+  int64_t members_used;
+  bool geometric;  // average logits, not probabilities
+
+  const float *classes_f32, *positives_f32;  // [padded C] weights as floats, zeros behind
+  double soft_share, hard_share;             // the factors of a row's two parts
+  double gradient_factor;                    // the reduction's
+  double* row_loss;                          // [N]
+};
+
 constexpr int kMaxLanes = 16, kMaxParts = 32;
 // Rows are walked in blocks of so many vectors, which stay in the first-level cache together with their exponentials.
 constexpr int64_t kBlockVectors = 64;
@@ -36,6 +49,12 @@ inline bool runs_across(const Problem& p) {
          (p.classes <= (p.targets.type == Element::u8 && p.members_used > 1 ? kNarrowCodes : kNarrowClasses) && p.inner >= kNeighbours);
 }
 
+// A class is its own problem: vectors run across rows only where they would be mostly empty along one, or where classes lie apart.
+inline bool runs_across(const MultilabelProblem& p) {
+  const auto apart = [](const Matrix& m) { return m.data && m.class_stride != 1; };
+  return apart(p.student) || (p.kind != Kind::topk && apart(p.targets)) || apart(p.marks) || apart(p.mask) || p.classes <= kVeryNarrowClasses;
+}
+
 // Runs part(context, i) for i in [0, parts), on threads where there are some.
 struct Team {
   int parts;
@@ -48,9 +67,15 @@ struct Kernels {
   // Units [begin, end) of a problem, each with the whole team; `scratch` has scratch_bytes(problem) bytes, aligned to 64.
   void (*rows)(const Problem&, int64_t begin, int64_t end, void* scratch, const Team&);
   size_t (*scratch_bytes)(const Problem&);
+  // The same for the multi-label loss, without a team.
+  void (*multilabel_rows)(const MultilabelProblem&, int64_t begin, int64_t end, void* scratch);
+  size_t (*multilabel_scratch_bytes)(const MultilabelProblem&);
 
   // A row, or a group of `lanes` neighbouring ones.
-  int64_t units(const Problem& p) const { return runs_across(p) ? p.rows / p.inner * ((p.inner + lanes - 1) / lanes) : p.rows; }
+  template <class P>
+  int64_t units(const P& p) const {
+    return runs_across(p) ? p.rows / p.inner * ((p.inner + lanes - 1) / lanes) : p.rows;
+  }
 };
 
 // One set for each instruction set; each is its own translation unit.
@@ -61,5 +86,6 @@ extern const Kernels avx512_kernels;
 #endif
 // The same in double precision and by the definition: for float64 inputs, and for rows that leave float's range.
 void row_in_double(const Problem&, int64_t row);
+void multilabel_row_in_double(const MultilabelProblem&, int64_t row);
 
 }  // namespace ensdistill

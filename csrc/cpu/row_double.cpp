@@ -1,13 +1,11 @@
 // One row in double precision, by the definition: from logarithms, each class on its own, no blocks and no vectors. For
 // float64 inputs, and for the rare row where float32 loses digits that matter (a probability below 1e-38 under a logarithm).
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
 #include "../rowmath.h"
+#include "elements.h"
 #include "problem.h"
 
 namespace ensdistill {
@@ -18,25 +16,6 @@ constexpr double kInfinity = __builtin_inf(), kNan = __builtin_nan("");
 struct Double {
   static double log(double x) { return std::log(x); }
 };
-
-double read(const void* data, Element type, int64_t i) {
-  switch (type) {
-    case Element::f64: return static_cast<const double*>(data)[i];
-    case Element::f32: return static_cast<const float*>(data)[i];
-    case Element::bf16: return float(static_cast<const torch::headeronly::BFloat16*>(data)[i]);
-    case Element::f16: return float(static_cast<const torch::headeronly::Half*>(data)[i]);
-    default: return static_cast<const uint8_t*>(data)[i];
-  }
-}
-
-void write(void* data, Element type, int64_t i, double x) {
-  switch (type) {
-    case Element::f64: static_cast<double*>(data)[i] = x; break;
-    case Element::f32: static_cast<float*>(data)[i] = float(x); break;
-    case Element::bf16: static_cast<torch::headeronly::BFloat16*>(data)[i] = float(x); break;
-    default: static_cast<torch::headeronly::Half*>(data)[i] = float(x);
-  }
-}
 
 using Values = std::vector<double>;
 

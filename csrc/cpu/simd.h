@@ -140,6 +140,18 @@ struct Simd {
     return v;
   }
 
+  static ALWAYS_INLINE vec abs(vec x) { return (vec)((ivec)x & 0x7fffffff); }
+
+  // 1 / x to a unit or two in the last place, for x from 1 on, far from the largest float. NaN stays.
+  static ALWAYS_INLINE vec reciprocal(vec x) {
+#if ENSDISTILL_LANES == 16 && defined(__x86_64__)  // where a division takes as long as an exponential
+    const vec y = (vec)_mm512_rcp14_ps((__m512)x);
+    return y * (2.f - x * y);
+#else
+    return 1 / x;
+#endif
+  }
+
   static ALWAYS_INLINE vec max(vec a, vec b) { return a > b ? a : b; }
 
   // Over the lanes by halves, into every lane: an order that doesn't depend on anything, so the same bits every run.
@@ -213,9 +225,9 @@ struct Simd {
     return scaled < all(low) ? vec{} : (x == x ? result : x);
 #endif
   }
-  // x k - n, rounded once: x k and n are nearly equal.
+  // x k - n, rounded once: x k and n are nearly equal. (By the lanes: GCC 12 defines __FMA__ too late where a pragma selects the target.)
   static ALWAYS_INLINE vec fused_difference(vec x, float k, vec n) {
-#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+#if (ENSDISTILL_LANES >= 8 && defined(__x86_64__)) || defined(__FMA__) || defined(__ARM_FEATURE_FMA)
     return x * k - n;
 #else
     vec v;
@@ -234,13 +246,19 @@ struct Simd {
   }
 
   // Natural logarithm of positive normal numbers, relative error below 2e-7; -inf at 0, NaN stays NaN. Cephes logf.
-  static ALWAYS_INLINE vec log(vec x) {
+  static ALWAYS_INLINE vec log(vec x) { return log_of<false>(x, x); }
+  // log(1 + x) for x >= 0: near 0 all digits of x count.
+  static ALWAYS_INLINE vec log1p(vec x) { return log_of<true>(1.f + x, x); }
+  // `above`, where it is given, is x - 1 before it was rounded.
+  template <bool kAbove>
+  static ALWAYS_INLINE vec log_of(vec x, vec above) {
     const ivec bits = (ivec)x;
     ivec e = ((bits >> 23) & 0xff) - 126;
     vec m = (vec)((bits & 0x007fffff) | 0x3f000000);  // in [0.5, 1)
     const ivec small = m < all(0.707106781186547524f);
     e = e + small;  // the comparison is -1 where true
     m = (small ? m + m : m) - 1.f;
+    if constexpr (kAbove) m = e == ivec{} ? above : m;
     const vec z = m * m;
     vec y = all(7.0376836292e-2f);
     y = y * m + -1.1514610310e-1f;

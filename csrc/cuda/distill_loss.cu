@@ -143,6 +143,11 @@ int registers_of_plan(Layout layout, Element student, Element target, Divergence
 
 }  // namespace ensdistill::cuda
 
+#include "multilabel_loss.cuh"
+
 #ifndef ENSDISTILL_SHIM
-STABLE_TORCH_LIBRARY_IMPL(ensdistill, CUDA, m) { m.impl("distill_loss", TORCH_BOX(&ensdistill::distill_loss<&ensdistill::cuda::run_loss>)); }
+STABLE_TORCH_LIBRARY_IMPL(ensdistill, CUDA, m) {
+  m.impl("distill_loss", TORCH_BOX(&ensdistill::distill_loss<&ensdistill::cuda::run_loss>));
+  m.impl("multilabel_loss", TORCH_BOX(&ensdistill::multilabel_loss<&ensdistill::cuda::run_multilabel>));
+}
 #endif

@@ -10,6 +10,7 @@ import torch
 TEMPERATURE = 2.0  # a usual choice; at 1 no division is needed, which spares the plain code two passes
 ALPHA = 0.5  # where there are hard labels
 SIDE = 64  # of a feature map
+MULTILABEL = "bernoulli_kl"  # the divergence of C sigmoids, of which each row may have any number
 TEACHER_HIDDEN = (
     64  # of linear cases: Liger's fused loss multiplies the teacher's layer too, which so costs it little
 )
@@ -27,6 +28,7 @@ class Case:
     targets : {"float32", "bfloat16", "float16", "uint8", "topk"}
         Logits; affine codes; the 64 largest log-probabilities with the tail's mass.
     divergence : str
+        Of distributions over C classes, or ``MULTILABEL``.
     labels : bool
         Mixed half and half with cross entropy.
     layout : {"rows", "map"}

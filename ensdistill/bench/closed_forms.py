@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ensdistill.bench.cases import ALPHA, TEMPERATURE
+from ensdistill.bench.cases import ALPHA, MULTILABEL, TEMPERATURE
 from ensdistill.loss.targets import EnsembleLogits, QuantizedLogits, Targets, TopK
 
 
@@ -25,6 +25,8 @@ class RowTruth:
 
 def row_truth(divergence: str, student: Tensor, targets: Targets, labels: Tensor | None) -> RowTruth:
     """Of student logits [n, C] in float64."""
+    if divergence == MULTILABEL:
+        return _sigmoids(student, targets)
     log_q = torch.log_softmax(student / TEMPERATURE, -1)
     rows = (
         _top_k(log_q, targets) if isinstance(targets, TopK) else _dense(divergence, log_q, _mixture(targets))
@@ -96,10 +98,20 @@ def _top_k(log_q: Tensor, targets: TopK) -> RowTruth:
     )
 
 
+def _sigmoids(student: Tensor, targets: Targets) -> RowTruth:
+    t, x = TEMPERATURE, student / TEMPERATURE
+    q, p = torch.sigmoid(x), torch.sigmoid(_logits(targets) / t).mean(0)
+    own = torch.special.xlogy(p, p) + torch.special.xlogy(1 - p, 1 - p)
+    cross = -p * torch.nn.functional.logsigmoid(x) - (1 - p) * torch.nn.functional.logsigmoid(-x)
+    return RowTruth(t * t * (own + cross).sum(-1), -t * t * own.sum(-1), t * (q - p), t * (q + p))
+
+
 def _mixture(part: Targets) -> Tensor:
+    return torch.softmax(_logits(part) / TEMPERATURE, -1).mean(0)
+
+
+def _logits(part: Targets) -> Tensor:
     if isinstance(part, QuantizedLogits):
-        logits = part.offset.double()[..., None] + part.scale.double()[..., None] * part.codes
-    else:
-        assert isinstance(part, EnsembleLogits)
-        logits = part.logits.double()
-    return torch.softmax(logits / TEMPERATURE, -1).mean(0)
+        return part.offset.double()[..., None] + part.scale.double()[..., None] * part.codes
+    assert isinstance(part, EnsembleLogits)
+    return part.logits.double()

@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ensdistill.bench.cases import ALPHA, TEMPERATURE, Case
+from ensdistill.bench.cases import ALPHA, MULTILABEL, TEMPERATURE, Case
 from ensdistill.bench.inputs import Inputs
 from ensdistill.bench.plain import Plain, plain_loss, tensors
 from ensdistill.bench.truth import Name
 from ensdistill.loss import ops
 from ensdistill.loss.functional import distillation_loss
 from ensdistill.loss.linear import linear_distillation_loss
+from ensdistill.loss.multilabel import multilabel_distillation_loss
 
 Loss = Callable[[Inputs], Tensor]
 # The specification through torch.compile is timed on some shapes only: compiling it takes as long as
@@ -96,13 +97,17 @@ def contenders(case: Case, device: torch.device, peers: Sequence[Peers] = ()) ->
     # probabilities kl_div also takes p·log(p), which compiled costs up to as much again as all the rest.
     # Compiled cross entropy is as fast as one of the two.
     compiled = forms[-1]
-    if dense_kl and not case.labels and not case.hidden:
+    sigmoids = case.divergence == MULTILABEL
+    if (dense_kl or sigmoids) and not case.labels and not case.hidden:
         forms.append("cross_entropy")
     for form in forms:
         found.append(
             Contender("eager", form, partial(_plain, plain_loss(case, form)), whole=form != "cross_entropy")
         )
-    found.append(Contender("compile", compiled, _compiled(case, compiled, None)))
+    # Of sigmoids the cross entropy spares two logarithms a class, so it is compiled, too.
+    for form in (compiled, *(["cross_entropy"] if sigmoids else [])):
+        whole = form != "cross_entropy"
+        found.append(Contender("compile", form, _compiled(case, form, None), whole=whole))
     if device.type == "cuda":
         # Without its own CUDA graphs: where graphs help, each contender gets one (see cuda.py).
         found.append(Contender("autotune", compiled, _compiled(case, compiled, "max-autotune-no-cudagraphs")))
@@ -135,12 +140,16 @@ def _ours(case: Case, device: torch.device) -> list[Contender]:
 
 def _settings(case: Case) -> dict[str, Any]:
     reduction = "sum" if case.divisor == 1 else "mean"
-    return {
+    settings = {
         "temperature": TEMPERATURE,
-        "divergence": case.divergence,
         "alpha": ALPHA if case.labels else 1.0,
         "reduction": reduction,
     }
+    return settings if case.divergence == MULTILABEL else settings | {"divergence": case.divergence}
+
+
+def _function(case: Case) -> Any:
+    return multilabel_distillation_loss if case.divergence == MULTILABEL else distillation_loss
 
 
 def _loss(case: Case, inputs: Inputs, **settings: Any) -> Tensor:
@@ -148,7 +157,8 @@ def _loss(case: Case, inputs: Inputs, **settings: Any) -> Tensor:
     settings |= _settings(case) | {"class_dim": class_dim}
     if case.statistics:
         return distillation_loss(student, inputs.targets, inputs.labels, statistics=True, **settings)[0]
-    return distillation_loss(student, inputs.targets, inputs.labels, **settings)
+    loss: Tensor = _function(case)(student, inputs.targets, inputs.labels, **settings)
+    return loss
 
 
 def _layer(case: Case, inputs: Inputs) -> Tensor:

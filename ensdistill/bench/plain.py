@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ensdistill.bench.cases import ALPHA, TEMPERATURE, Case
+from ensdistill.bench.cases import ALPHA, MULTILABEL, TEMPERATURE, Case
 from ensdistill.bench.inputs import Inputs
 from ensdistill.loss.targets import EnsembleLogits, QuantizedLogits, TopK
 
@@ -66,6 +66,8 @@ def plain_loss(case: Case, form: str = "kl_div") -> Callable[..., Plain]:
 def _dense(divergence: str, form: str, s: Tensor, z: Tensor, dim: int) -> Tensor:
     """Summed over rows, of logits [N, C] and [K, N, C] (classes at ``dim`` of the first) divided by the
     temperature."""
+    if divergence == MULTILABEL:
+        return _bernoulli(form, s, z)
     members = dim + 1 if dim > 0 else dim
     if form == "log_target" or (divergence == "reverse_kl" and len(z) == 1):
         log_q, log_p = F.log_softmax(s, dim), F.log_softmax(z[0], dim)
@@ -87,6 +89,15 @@ def _dense(divergence: str, form: str, s: Tensor, z: Tensor, dim: int) -> Tensor
     return (
         F.kl_div(log_m, p, reduction="sum") + F.kl_div(log_m, log_q, reduction="sum", log_target=True)
     ) / 2
+
+
+def _bernoulli(form: str, s: Tensor, z: Tensor) -> Tensor:
+    """Of C sigmoids: the cross entropy, less the mixture's own."""
+    p = torch.sigmoid(z).mean(0)
+    cross = F.binary_cross_entropy_with_logits(s, p, reduction="sum")
+    if form == "cross_entropy":
+        return cross
+    return cross + (torch.special.xlogy(p, p) + torch.special.xlogy(1 - p, 1 - p)).sum()
 
 
 def _by_products(s: Tensor, z: Tensor) -> Tensor:

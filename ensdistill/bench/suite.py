@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ensdistill.bench.cases import Case, make_case
+from ensdistill.bench.cases import MULTILABEL, Case, make_case
 
 CLASSES = (10, 100, 1000, 8192, 32000, 50257, 128256, 151936)
 MEMBERS = (1, 4, 8)
@@ -47,8 +47,15 @@ def family(data_bytes: int, gpu: bool) -> list[Case]:
         *(make_case(data_bytes, c, 1, "float32", layout="map") for c in (21, 150)),  # Pascal VOC's, ADE20K's
         *(Case(SMALL, c, 4, "float32", "float32", small=True) for c in (10, 1000)),
         *by_products(data_bytes),
+        *multilabel(data_bytes),
         *linear(gpu),
     ]
+
+
+def multilabel(data_bytes: int) -> list[Case]:
+    """C sigmoids in place of a softmax."""
+    shapes = [(20, 4, "float32"), *((1000, k, t) for k, t in ((1, "float32"), (4, "float32"), (4, "uint8")))]
+    return [make_case(data_bytes, c, k, t, divergence=MULTILABEL) for c, k, t in shapes]
 
 
 def by_products(data_bytes: int) -> list[Case]:

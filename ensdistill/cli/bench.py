@@ -40,7 +40,7 @@ K = {members}; forward KL of {targets};
 on a CPU {halves};
 on a GPU all of these, and uint8 codes with a bfloat16 student.
 Then other divergences, top-k targets, hard labels, feature maps, small batches,
-by-products, and last layers.
+by-products, multi-label losses, and last layers.
 
 All run in rotation in one process; medians count. Before that, every loss and
 gradient is checked against float64: one of ours that is further off than plain

@@ -8,16 +8,18 @@ it gives the gradient.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
 
-def collapse(student: Tensor, dense: Tensor | None, class_dim: int) -> tuple[Tensor, Tensor | None]:
-    """``student`` as [N, C] or [O, I, C], and ``dense`` targets [K, ...] as [K, N, C] or [K, O, I, C].
+def collapse(student: Tensor, dense: Tensor | None, class_dim: int, *others: Tensor | None) -> Any:
+    """``student`` as [N, C] or [O, I, C], ``dense`` targets [K, ...] as [K, N, C] or [K, O, I, C], and
+    ``others`` as the student.
 
-    Both share one division of the leading dimensions, the one that copies least: nothing, for every layout
+    All share one division of the leading dimensions, the one that copies least: nothing, for every layout
     that is dense in memory with the classes first or last. A tensor that isn't a view in that division is
-    copied, the other one is not.
+    copied, the others are not.
 
     Parameters
     ----------
@@ -25,18 +27,22 @@ def collapse(student: Tensor, dense: Tensor | None, class_dim: int) -> tuple[Ten
     dense : Tensor [K, ..., C, ...] or None
     class_dim : int
         The student's class dimension, not negative.
+    *others : Tensor [..., C, ...] or None
+        Of the student's shape.
     """
     if (
         class_dim == 1
         and student.dim() == 2
         and student.stride(1) == 1
         and (dense is None or dense.stride(2) == 1)
+        and all(other is None or other.stride(1) == 1 for other in others)
     ):
-        return student, dense
+        return student, dense, *others
     student = student.movedim(class_dim, -1)
     dense = None if dense is None else dense.movedim(class_dim + 1, -1)
+    others = tuple(None if x is None else x.movedim(class_dim, -1) for x in others)
     lead, classes = student.shape[:-1], student.shape[-1]
-    strides = [(1, student.stride())]
+    strides = [(1, x.stride()) for x in (student, *others) if x is not None]
     if dense is not None:
         strides.append((len(dense), dense.stride()[1:]))
     split, least = None, None
@@ -47,7 +53,11 @@ def collapse(student: Tensor, dense: Tensor | None, class_dim: int) -> tuple[Ten
     shape = (
         (product(lead), classes) if split is None else (product(lead[:split]), product(lead[split:]), classes)
     )
-    return ready(student.reshape(shape)), None if dense is None else ready(dense.reshape(len(dense), *shape))
+    return (
+        ready(student.reshape(shape)),
+        None if dense is None else ready(dense.reshape(len(dense), *shape)),
+        *(None if x is None else ready(x.reshape(shape)) for x in others),
+    )
 
 
 def is_view(lead: Sequence[int], classes: int, strides: Sequence[int], split: int | None) -> bool:

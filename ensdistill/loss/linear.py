@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ensdistill.common.scalars import whole
-from ensdistill.loss import ops
+from ensdistill.loss import autograd, ops
 from ensdistill.loss.arguments import explain_nan, make_problem
 from ensdistill.loss.checks import check_device, check_floats, check_kernels, check_number
 from ensdistill.loss.functional import RowStatistics
@@ -388,7 +388,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.leads_to = [
         x if x is not None and x.requires_grad else None for x in (call.hidden, call.weight, call.bias)
     ]
-    ctx.save_for_backward(*output[1:4], *(() if ctx.made else map(ops.saveable, inputs[:_INPUTS])))
+    ctx.save_for_backward(*output[1:4], *(() if ctx.made else map(autograd.saveable, inputs[:_INPUTS])))
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
 
@@ -422,7 +422,7 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
         owned = type(grad_loss) is Tensor
     # Each row's factor is in them already.
     gradients = [
-        (x if each_row else ops.scaled(x, grad_loss, owned)) if w else None
+        (x if each_row else autograd.scaled(x, grad_loss, owned)) if w else None
         for x, w in zip(made, wanted, strict=True)
     ]
     if torch.is_grad_enabled():
@@ -432,7 +432,7 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
 
 def _refuse_forward_mode(ctx: Any, *_: Any) -> Any:
     raise NotImplementedError(
-        f"linear_distillation_loss: {ops.FORWARD_MODE}; take distillation_loss of the logits with "
+        f"linear_distillation_loss: {autograd.FORWARD_MODE}; take distillation_loss of the logits with "
         "impl='reference'"
     )
 
@@ -479,7 +479,7 @@ def _differentiable(call: Any) -> tuple[Tensor, ...]:
     if not torch.compiler.is_compiling():
         output: tuple[Tensor, ...] = _Function.apply(*call)
         return output
-    if ops.differentiating():
-        ops.refuse_in_one_graph("linear_distillation_loss")
+    if autograd.differentiating():
+        autograd.refuse_in_one_graph("linear_distillation_loss")
     output = _linear(*call)
     return output

@@ -1,9 +1,8 @@
-"""The arguments of the native op ``ensdistill::distill_loss`` by name. csrc/schema.cpp alone decides their
-order.
+"""The arguments of the native ops by name. csrc/schema.cpp alone decides their order.
 
-``OpTensors`` are the tensors behind student and targets, ``OpSettings`` the settings, ``Call`` all arguments.
-They are named tuples, so ``distill_loss(*call)`` calls the op, and ``call.alpha`` or
-``settings._replace(divisor=2.0)`` need no positions.
+Of ``ensdistill::distill_loss``, ``OpTensors`` are the tensors behind student and targets, ``OpSettings`` the
+settings, ``Call`` all arguments. They are named tuples, so ``distill_loss(*call)`` calls the op, and
+``call.alpha`` or ``settings._replace(divisor=2.0)`` need no positions.
 """
 
 from __future__ import annotations
@@ -18,13 +17,6 @@ from torch import Tensor
 from ensdistill.loss import _native  # noqa: F401  defines the op
 from ensdistill.loss.settings import LossSettings
 
-_SCHEMA = str(torch.ops.ensdistill.distill_loss.default._schema)
-# Such as "Tensor? scale" and "float beta". The op begins with student and targets and ends with two flags.
-PARAMETERS = tuple(_SCHEMA.partition("(")[2].partition(")")[0].split(", "))
-_NAMES = tuple(parameter.split()[1] for parameter in PARAMETERS)
-# How many tensors the op begins with.
-TENSORS = sum(parameter.startswith("Tensor") for parameter in PARAMETERS)
-
 
 def record(name: str, names: Sequence[str]) -> Any:
     """A class of named tuples. Its fields come from a schema, so type checkers don't know them."""
@@ -32,16 +24,40 @@ def record(name: str, names: Sequence[str]) -> Any:
     return make(name, names)
 
 
-Call = record("Call", _NAMES)
-OpTensors = record("OpTensors", _NAMES[2:TENSORS])
-OpSettings = record("OpSettings", _NAMES[TENSORS:-2])
+class Signature:
+    """An op's arguments, from its schema: student, targets and other tensors, settings, and flags called
+    ``with_...``.
+
+    Attributes
+    ----------
+    parameters : tuple of str
+        Such as "Tensor? scale" and "float beta".
+    tensors : int
+        How many tensors the op begins with.
+    call, op_tensors, op_settings : type
+        Named tuples of all arguments; of the tensors behind student and targets; of the settings.
+    """
+
+    def __init__(self, op: Any) -> None:
+        self.parameters = tuple(str(op._schema).partition("(")[2].partition(")")[0].split(", "))
+        names = [parameter.split()[1] for parameter in self.parameters]
+        self.tensors = sum(parameter.startswith("Tensor") for parameter in self.parameters)
+        flags = sum(name.startswith("with_") for name in names)
+        self.call = record("Call", names)
+        self.op_tensors = record("OpTensors", names[2 : self.tensors])
+        self.op_settings = record("OpSettings", names[self.tensors : -flags])
+
+    def settings(self, settings: LossSettings, **decided: Any) -> Any:
+        """``op_settings`` from a loss's settings; ``decided`` are those that also depend on the targets and
+        the shape."""
+        values = {**vars(settings), **decided}
+        return self.op_settings(*[values[name] for name in self.op_settings._fields])
 
 
-def op_settings(settings: LossSettings, **decided: Any) -> Any:
-    """OpSettings from a loss's settings; ``decided`` are those that also depend on the targets and the
-    shape."""
-    values = {**vars(settings), **decided}
-    return OpSettings(*[values[name] for name in OpSettings._fields])
+SIGNATURE = Signature(torch.ops.ensdistill.distill_loss.default)
+PARAMETERS, TENSORS = SIGNATURE.parameters, SIGNATURE.tensors
+Call, OpTensors, OpSettings = SIGNATURE.call, SIGNATURE.op_tensors, SIGNATURE.op_settings
+op_settings = SIGNATURE.settings
 
 
 def op_call(

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from benchmarks.kernels import liger, quack
 from ensdistill.bench import check as checking
 from ensdistill.bench import race
-from ensdistill.bench.cases import TEMPERATURE, Case
+from ensdistill.bench.cases import MULTILABEL, TEMPERATURE, Case
 from ensdistill.bench.check import NAIVE, WrongOutput, both, check, check_forward
-from ensdistill.bench.contenders import Contender, _settings, contenders
+from ensdistill.bench.contenders import Contender, _function, _settings, contenders
 from ensdistill.bench.inputs import make_inputs
 from ensdistill.bench.measure import Cpu
 from ensdistill.bench.plain import plain_loss, tensors
@@ -33,6 +33,7 @@ CASES = [
     Case(8, 12, 2, "bfloat16", "uint8"),
     Case(8, 200, 1, "float32", "topk"),
     *(Case(8, 12, k, *FLOAT, divergence=d) for k in (1, 2) for d in ("reverse_kl", "jsd", "tvd")),
+    *(Case(8, 12, k, *FLOAT, divergence=MULTILABEL) for k in (1, 2)),
     Case(8, 12, 1, *FLOAT, labels=True),
     Case(4096, 5, 1, *FLOAT, layout="map"),
     Case(8, 12, 3, *FLOAT, statistics=True),
@@ -67,7 +68,7 @@ def test_truth_is_the_specification(case):
     exact = [x.detach().double().requires_grad_() for x in inputs.leaves]
     logits = F.linear(*exact) if case.hidden else exact[0]
     class_dim = 1 if case.layout == "map" else -1
-    loss = distillation_loss(
+    loss = _function(case)(
         logits, inputs.targets, inputs.labels, class_dim=class_dim, impl="reference", **_settings(case)
     )
     gradients = torch.autograd.grad(loss, exact)
@@ -236,7 +237,10 @@ def test_liger_computes_the_same_loss(case, monkeypatch):
     offered = [Contender("liger", form, loss) for form, loss in liger.losses(case)]
     assert check(case, inputs, [*eager_only(case), *offered]).left_out == {}
     one = case.members == 1 and isinstance(inputs.targets, EnsembleLogits)
-    assert bool(offered) == (one and not case.labels and not case.statistics and case.layout == "rows")
+    softmax = case.divergence != MULTILABEL
+    assert bool(offered) == (
+        one and softmax and not case.labels and not case.statistics and case.layout == "rows"
+    )
     assert liger.Liger().contenders(case, CPU) == []
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ensdistill.bench import floor, machine, suite
-from ensdistill.bench.cases import Case, make_case
+from ensdistill.bench.cases import MULTILABEL, Case, make_case
 from ensdistill.bench.check import both
 from ensdistill.bench.contenders import contenders
 from ensdistill.bench.cuda import Cuda
@@ -45,7 +45,7 @@ def test_the_suite_has_every_shape_once(gpu):
     plain = {(c.targets, c.classes, c.members) for c in cases if not c.family}
     assert plain >= {(t, c, k) for t in ("float32", "uint8") for c in suite.CLASSES for k in (1, 4, 8)}
     assert plain >= {(t, c, 1) for t in suite.TARGETS for c in suite.CLASSES}
-    assert {c.divergence for c in cases} == {"forward_kl", "reverse_kl", "jsd", "tvd"}
+    assert {c.divergence for c in cases} == {"forward_kl", "reverse_kl", "jsd", "tvd", MULTILABEL}
     assert any(c.labels for c in cases)
     assert any(c.hidden and c.classes > 128_000 for c in cases)
     assert {c.classes for c in cases if c.layout == "map"} == {21, 150}

@@ -133,7 +133,7 @@ def is_hot(kernel: str) -> bool:
 
 @needs_nvcc
 def test_compiles_for_every_architecture(built: Path) -> None:
-    assert len(SOURCES) == 14
+    assert len(SOURCES) == 15
     wanted = {f"{source.stem}.compute_{a}.cubin" for source in SOURCES for a in ARCHITECTURES}
     assert {path.name for path in built.glob("*.cubin")} == wanted
 
@@ -166,6 +166,20 @@ def test_gradients_are_scaled_128_bits_at_a_time(built: Path) -> None:
             if "scale_in_placeIdE" not in kernel:  # double precision may be slow
                 assert seen["LDG.128"] >= 1, (kernel, architecture)
                 assert seen["STG.128"] >= 1, (kernel, architecture)
+
+
+@needs_nvcc
+def test_multilabel_rows_move_128_bits_at_a_time(built: Path) -> None:
+    found = ENTRY.findall((built / "multilabel.txt").read_text())
+    assert Counter(architecture for _, architecture, *_ in found) == dict.fromkeys(ARCHITECTURES, 3)
+    assert all(int(registers) <= MORE_REGISTERS for *_, registers in found)
+    for architecture in ARCHITECTURES:
+        for kernel, seen in kernels_in(built / f"multilabel.compute_{architecture}.cubin"):
+            if "multilabel_rowsIfE" in kernel:
+                assert seen["LDG.128"] >= 4, (
+                    architecture
+                )  # of the student, targets, labels: float32 and halves
+                assert seen["STG.128"] >= 3, architecture
 
 
 @needs_nvcc

@@ -360,6 +360,7 @@ def test_every_kernel_has_run(shim: Shim, request: pytest.FixtureRequest) -> Non
     if request.config.option.keyword or any("::" in x for x in request.config.args):
         pytest.skip("only some of this file's tests run")
     shim.launches()
-    # Those of test_cuda_shim_encoders.py and test_cuda_shim_scale.py are judged there.
-    kernels = {x for x in kernels_in(shim.library) if "encode_" not in x and "scale_in_place" not in x}
+    # The others are judged in the files of their own tests.
+    others = ("encode_", "scale_in_place", "multilabel")
+    kernels = {x for x in kernels_in(shim.library) if not any(name in x for name in others)}
     assert kernels - shim.kernels_run == set()

@@ -6,6 +6,7 @@ from types import ModuleType
 import closed_forms
 import gpu_helpers
 import linear_helpers
+import multilabel_forms
 import pytest
 import test_divergences
 import test_functional
@@ -15,6 +16,8 @@ import test_linear
 import test_linear_transforms
 import test_loss_shares
 import test_loss_traps
+import test_multilabel
+import test_multilabel_laws
 import test_topk
 import torch
 
@@ -30,8 +33,10 @@ MODULES: tuple[ModuleType, ...] = (
     test_functional_laws,
     test_linear,
     test_linear_transforms,
+    test_multilabel,
+    test_multilabel_laws,
 )
-FUNCTIONS = ("distillation_loss", "linear_distillation_loss")
+FUNCTIONS = ("distillation_loss", "linear_distillation_loss", "multilabel_distillation_loss")
 
 NOT_HERE = {
     "test_rows_that_do_not_count_cost_nothing",  # by the clock
@@ -54,7 +59,7 @@ NOT_HERE = {
 
 @pytest.fixture(autouse=True)
 def losses_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (*MODULES, closed_forms, linear_helpers):
+    for module in (*MODULES, closed_forms, linear_helpers, multilabel_forms):
         for name in FUNCTIONS:
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, gpu_helpers.on_gpu(getattr(module, name)))

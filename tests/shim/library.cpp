@@ -15,6 +15,7 @@ void scale_gradient(Tensor gradient, Tensor factor);
 
 STABLE_TORCH_LIBRARY_IMPL(ensdistill_shim, CPU, m) {
   m.impl("distill_loss", TORCH_BOX(&ensdistill::distill_loss<&ensdistill::cuda::run_loss>));
+  m.impl("multilabel_loss", TORCH_BOX(&ensdistill::multilabel_loss<&ensdistill::cuda::run_multilabel>));
   m.impl("scale_gradient", TORCH_BOX(&ensdistill::cuda::scale_gradient));
   m.impl("encode_uint8", TORCH_BOX(&ensdistill::cuda::encode_uint8));
   m.impl("encode_top_k", TORCH_BOX(&ensdistill::cuda::encode_top_k));
