@@ -23,7 +23,7 @@ REAL = ("labelled", "pool")  # the parts of a transfer set that are no synthetic
 
 
 class Stored:
-    """An ensemble that answers from a cache of its members' logits, so that no member predicts again."""
+    """An ensemble that returns logits from a cache of its members, so that no member predicts again."""
 
     def __init__(self, ensemble: Ensemble, cache: TargetCache) -> None:
         self.ensemble, self.cache = ensemble, cache
@@ -35,6 +35,9 @@ class Stored:
 
     def for_uids(self, uids: np.ndarray, among: np.ndarray | None = None) -> StoredRows:
         return StoredRows(self.cache, uids)
+
+    def weighted(self) -> Stored:
+        return Stored(self.ensemble.weighted(), self.cache)  # the cache holds these members alone
 
     def fingerprint(self) -> dict[str, Any]:
         return {**self.ensemble.fingerprint(), "stored": self.cache.manifest["codec"]}

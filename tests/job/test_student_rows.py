@@ -9,14 +9,19 @@ from unittest import mock
 import numpy as np
 import pytest
 from job_helpers import JOB, run, succeed, write_job
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from scipy.special import softmax
 
+from ensdistill import Ensemble
+from ensdistill.cache import cache_targets
 from ensdistill.cli.settings import load_config
+from ensdistill.data import Rows
 from ensdistill.job import stages
+from ensdistill.job.config import CacheConfig
 from ensdistill.job.rows_config import StudentRows
 from ensdistill.job.run_folder import RunFolder, Unit
-from ensdistill.job.student_rows import choices, student_rows
+from ensdistill.job.stored import labelled_targets
+from ensdistill.job.student_rows import Stored, choices, student_rows
 
 OWN = {"synthetic": 0.25, "labelled": "mixed"}
 
@@ -117,3 +122,18 @@ def test_other_targets_than_the_cache_can_give_are_refused(tmp_path):
     assert "distill.students.wide.rows.labelled: expected none with cache.labelled: mixed" in " ".join(
         err.split()
     )
+
+
+def test_a_member_without_weight_has_no_other_targets(tmp_path):
+    rng = np.random.default_rng(0)
+    logits, held_out = rng.normal(size=(3, 20, 3)), rng.normal(size=(3, 8, 3)).astype(np.float32)
+    labels = np.r_[rng.integers(0, 3, 8), np.full(12, -100)]
+    rows = Rows(rng.normal(size=(20, 4)).astype(np.float32), np.arange(20), labels)
+    ensemble = Ensemble.from_members(list(logits.astype(np.float32)), weights=[0.5, 0, 0.5])
+    cache = cache_targets(ensemble.weighted(), rows, tmp_path / "given", codec="fp32")
+    save_file({"logits": held_out, "labels": labels[:8]}, tmp_path / "held_out")
+    settings = CacheConfig(labelled="out_of_fold")
+    targets = labelled_targets(Stored(ensemble, cache), settings, tmp_path / "held_out")
+    made = cache_targets(targets, rows, tmp_path / "other", codec="fp32").gather_logits(rows.uids)
+    expected = np.concatenate([held_out[[0, 2]], logits[[0, 2], 8:]], axis=1)
+    np.testing.assert_allclose(softmax(made, -1), softmax(expected, -1), atol=1e-5)
