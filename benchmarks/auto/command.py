@@ -50,7 +50,7 @@ def main(arguments: Sequence[str], folder: Path) -> int:
         "--rows", type=int, metavar="N", help="learned rows at most (default: as the transfer sets)"
     )
     p.add_argument("--folds", type=int, default=5)
-    p.add_argument("--quick", action="store_true", help="few rows and a small budget: to see that it runs")
+    p.add_argument("--quick", action="store_true", help="few rows and a small budget: to check that it runs")
     p.add_argument("--out", type=Path, metavar="FILE", help="the result, .json")
     options = p.parse_args(arguments)
     minutes = 0.1 if options.quick else options.minutes

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str], folder: Path) -> int:
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("--quick", action="store_true", help="few rows and one seed: does it all work?")
+    p.add_argument("--quick", action="store_true", help="few rows and one seed: to check that all parts work")
     p.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS), metavar="SET", help="of "
                    f"{', '.join(SETS)}")  # fmt: skip
     p.add_argument("--regimes", nargs="+", choices=["pool", "all"], default=["pool", "all"], metavar="REGIME",

@@ -76,7 +76,7 @@ def judge_student(
 
 @dataclass(frozen=True)
 class Goal:
-    """What the benchmark is to show.
+    """A goal of the benchmark, and its result.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ class Goal:
     met : bool or None
         None where no case can show it.
     found : str
-        What the cases show, in words.
+        The result of the cases, in words.
     """
 
     text: str

@@ -44,7 +44,7 @@ class QualitySet:
     read : callable
         Returns the samples, their class indices int64 [N], and the names of the classes.
     regimes : dict of str to Regime
-        ``pool``, ``all``, and ``quick``, a small one, to see whether everything works.
+        ``pool``, ``all``, and ``quick``, a small one, to check that everything works.
     sizes : tuple of str
         Of the students whose models are given.
     """

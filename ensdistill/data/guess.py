@@ -13,7 +13,7 @@ from ensdistill.data.classes import MOST_NUMBERS, ROWS_EACH
 
 @dataclass(frozen=True)
 class Guess:
-    """A task that nobody stated.
+    """The likely task of a target, and the reason.
 
     Parameters
     ----------
@@ -26,11 +26,11 @@ class Guess:
     reason: str
 
     def __str__(self) -> str:
-        return f"task: {self.task}, because {self.reason}; task= (--task) decides otherwise"
+        return f"task: {self.task}, because {self.reason}; task= (--data.task) decides otherwise"
 
 
 def guess_task(target: Any) -> Guess:
-    """The task of a target, by its values. Whoever calls it prints the result.
+    """The likely task of a target, by its values. The caller should show the result to the user.
 
     Parameters
     ----------
@@ -40,14 +40,14 @@ def guess_task(target: Any) -> Guess:
     Raises
     ------
     ValueError
-        No value is known, or columns hold neither numbers nor labels that apply or don't.
+        A column has no values, or several columns hold neither numbers nor 0 and 1.
 
     Examples
     --------
     >>> guess_task(["cat", "dog"]).task, guess_task(np.random.default_rng(0).normal(size=20)).task
     ('classification', 'regression')
     >>> print(guess_task(np.array([[0, 1, 1], [1, 0, 0]])))
-    task: multilabel, because it has 3 columns of 0 and 1; task= (--task) decides otherwise
+    task: multilabel, because it has 3 columns of 0 and 1; task= (--data.task) decides otherwise
     """
     import pandas as pd
 

@@ -32,7 +32,7 @@ class TeachersConfig:
         Each a class_path with init_args: TorchMembers or SklearnMembers of ensdistill.teachers.recipes; for
         members that exist already SavedEnsemble, SavedMembers, MemberFile or StoredPredictions of
         ensdistill.teachers.existing; or your own. "auto", for tables and arrays [N, F]: unlike members within
-        a budget of time, of which those stay that a greedy selection by out-of-fold predictions takes; see
+        a budget of time, reduced to those that a greedy selection by out-of-fold predictions takes; see
         :mod:`ensdistill.teachers.auto`. ``teachers: auto`` is short for it.
     folds : int
         Folds of the labelled rows, for the out-of-fold predictions that calibration and weights are fitted
@@ -45,7 +45,7 @@ class TeachersConfig:
         The budget of ``members: auto``, by a rule of cost for one core: 4 by default.
     select : bool
         Give no weight to members that a greedy selection by out-of-fold predictions leaves out; the cache
-        does not ask them. Always so with ``members: auto``.
+        then holds no targets of theirs. Always so with ``members: auto``.
     """
 
     members: list[Recipe] | Literal["auto"]
@@ -198,8 +198,8 @@ class CacheConfig:
 
 
 def other_targets_refused(cache: CacheConfig) -> str:
-    """The setting by which a student's labelled rows can't have other targets than those in the cache; empty
-    where there is none."""
+    """The setting that forbids a student other targets of labelled rows than the cache's; empty where none
+    does."""
     settings = {
         f"cache.labelled: {cache.labelled}": cache.labelled != "in_sample",
         "cache.mixture_at": cache.mixture_at is not None,

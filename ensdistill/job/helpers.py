@@ -1,4 +1,4 @@
-"""Processes that join a search which runs already, where the job has fewer units of work than workers."""
+"""Processes that join a running search, where a job has fewer units of work than workers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ensdistill.job.run_folder import RunFolder, Unit
 
 
 class Helpers:
-    """The processes that help searches. A search goes on without them, so that a helper may be killed.
+    """The processes that help searches. A search goes on when a helper is killed.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ class Helpers:
     def help(self, running: Sequence[Unit], free: int, config: Config) -> None:
         """Start helpers of the searches among the running units, as many as there are ``free`` workers.
 
-        A search by a number of trials has none: several processes would make another search of it.
+        A search by a number of trials has none, because several processes would draw other trials.
         """
         searches = [unit for unit in running if unit.stage == "search" and config.trials is None]
         free -= sum(one.is_alive() for helpers in self.started.values() for one in helpers)

@@ -19,7 +19,7 @@ from ensdistill.student.preflight import HeldOut, Preflight, Spread, mean_spread
 from ensdistill.teachers import Ensemble
 
 ROWS = 4096  # of each origin, by which the members' spread is measured
-PREPARED = 2000  # rows that a preprocess is fitted to where only the student's size is wanted
+PREPARED = 2000  # rows that a preprocess is fitted to where only the student's size is needed
 
 
 def run_preflight(run: RunFolder) -> Preflight:

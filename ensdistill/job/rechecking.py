@@ -80,7 +80,7 @@ def verify_against_teachers(
                 "labelled rows were chosen; got nothing"
             )
         teachers = labelled_targets(teachers, config.cache, place.parent / "held_out.safetensors")
-    elif set(asked) < set(teachers.names):  # members of weight 0 were not asked
+    elif set(asked) < set(teachers.names):  # the cache has no members of weight 0
         teachers = teachers.only(*asked)
     return cache.verify_against(teachers, rows, share=share, augment=augment, progress=progress)
 

@@ -134,8 +134,8 @@ def _execute(folder: RunFolder, todo: list[Unit], reload: Callable[[], Config], 
             helpers.help(list(running.values()), most - len(running), config)
             done, _ = wait(running, timeout=0.1, return_when=FIRST_COMPLETED)
             while not messages.empty():
-                show, *arguments = messages.get()
-                getattr(display, show)(*arguments)
+                show, *shown = messages.get()
+                getattr(display, show)(*shown)
             for future in done:
                 unit = running.pop(future)
                 helpers.end(unit)

@@ -37,8 +37,8 @@ def of_transfer(ensemble: Ensemble, split: Split, settings: CacheConfig) -> Ense
 def labelled_targets(
     ensemble: Ensemble, settings: CacheConfig, held_out: Path, member: str | None = None
 ) -> Ensemble | LabelledTargets:
-    """The ensemble without members of weight 0, which are not asked, or its one ``member``, with the targets
-    that the settings choose for labelled rows.
+    """The ensemble without members of weight 0, or its one ``member``, with the targets that the settings
+    choose for labelled rows.
 
     Parameters
     ----------

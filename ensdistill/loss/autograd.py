@@ -18,10 +18,10 @@ from ensdistill.loss.signature import Signature
 from ensdistill.loss.wrapped import is_plain
 
 # The first derivative needs only the gradient that the forward made. A second derivative needs the inputs
-# too, and a forward can't know whether one will follow. So in eager mode autograd saves the gradient alone.
-# The student's logits and the tensors of size O(N) are kept as plain references, whose versions are checked
-# only by a second derivative. The targets [K, N, C] are large and not the graph's own: they are kept by a
-# weak reference. If they are gone or were overwritten by then, the second derivative raises, and names
+# too, and a forward pass does not show whether one follows. So in eager mode autograd saves the gradient
+# alone. The student's logits and the tensors of size O(N) are kept as plain references, whose versions are
+# checked only by a second derivative. The targets [K, N, C] are large and not the graph's own: they are kept
+# by a weak reference. If they are gone or were overwritten by then, the second derivative raises, and names
 # recompute=True, which saves the inputs as autograd does. Under torch.func and while tracing nothing outlives
 # the call (a traced graph keeps only the tensors that it uses), and all inputs are saved.
 
@@ -83,7 +83,7 @@ def scaled(gradient: Tensor, grad_loss: Tensor, owned: bool) -> Tensor:
     # Autograd batches upstream factors only, so the gradient is not checked: that check takes as long as the
     # rest.
     plain = is_plain(grad_loss) and type(gradient) is Tensor and not is_functorch_wrapped_tensor(gradient)
-    # The usual case, loss.backward(), scales by 1: on the CPU that is known without waiting for anybody.
+    # The usual case, loss.backward(), scales by 1: on the CPU that is checked without waiting for a device.
     if plain and not grad_loss.is_cuda and grad_loss.dim() == 0 and grad_loss.item() == 1:
         return gradient if owned else gradient.clone()
     # One number for all: on the CPU it enters in its own precision. On a GPU it would enter in the

@@ -34,7 +34,7 @@ def gaussian_moments(
         At least 0, in squared units of the means; by default 0, of members that predict a mean only.
     weights : Tensor or sequence [K], optional
         Non-negative; normalised to sum to one. Uniform by default. A member of weight 0 has no share,
-        whatever it holds.
+        even if it holds NaN.
 
     Returns
     -------
@@ -93,8 +93,8 @@ def gaussian_distillation_loss(
     .. math::
         \tfrac12 [\log \sigma^2 - \log \bar\sigma^2 + (\bar\sigma^2 + (\bar\mu - \mu)^2) / \sigma^2 - 1]
 
-    which is least, 0, where the student has the mixture's mean and its total variance: what the members say
-    is noise, and their disagreement. A mixture of Gaussians is no Gaussian; among all Gaussians the one with
+    which is least, 0, where the student has the mixture's mean and its total variance: the members' own
+    variance, and their disagreement. A mixture of Gaussians is no Gaussian; among all Gaussians the one with
     its moments is nearest to it in this divergence, so nothing else about it could be learnt.
 
     Parameters
@@ -108,10 +108,10 @@ def gaussian_distillation_loss(
     weights : Tensor or sequence [K], optional
         Of the members; see :func:`gaussian_moments`.
     sample_weights : Tensor or sequence [...], optional
-        Non-negative factor of each row. A row of weight 0 has neither loss nor gradient, whatever it holds.
+        Non-negative factor of each row. A row of weight 0 has neither loss nor gradient, even if it is NaN.
     min_variance : float
         The mixture's variance is at least this, above 0: members that agree on every digit would otherwise
-        ask for an infinite precision.
+        give an infinite precision.
     reduction : {"mean", "sum", "none"}
         Over the rows. The mean divides by all of them, weighted or not.
 

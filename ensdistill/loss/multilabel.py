@@ -59,7 +59,7 @@ def multilabel_distillation_loss(
     targets : Tensor [..., C] or [K, ..., C], or one of :mod:`ensdistill.loss.targets`
         The teachers' outputs. A bare tensor is logits. LogProbs and Probs hold sigmoids: each class from 0
         to 1 (to within 1e-3), with no sum to keep. TopK lists each row's k largest sigmoids of the mixture;
-        see Notes. Counts are an error. Dense targets are read as stored, whatever their strides. No gradient
+        see Notes. Counts are an error. Dense targets are read as stored, with any strides. No gradient
         flows to them.
     labels : Tensor [..., C], bool, integers or floating-point numbers, optional
         From 0 to 1, and -1 where unknown: such a label has no cross entropy, and its class keeps its
@@ -82,7 +82,7 @@ def multilabel_distillation_loss(
     sample_weights : Tensor or sequence [...], optional
         Non-negative factor u of each row. A row of weight 0 is not read. The mean divides by all rows.
     mask : Tensor [..., C], bool, optional
-        False leaves a row's class out, labelled or not: whatever the tensors hold there has no effect.
+        False leaves a row's class out, labelled or not: the tensors' values there have no effect.
     class_dim : int
         The class dimension of ``student_logits``, ``labels``, ``mask`` and (after K) of dense targets: 1 for
         feature maps [N, C, H, W].

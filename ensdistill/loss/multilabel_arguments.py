@@ -33,7 +33,7 @@ from ensdistill.loss.target_arguments import (
 )
 from ensdistill.loss.targets import Counts, EnsembleLogits, LogProbs, Probs, QuantizedLogits, Targets, TopK
 
-# Settings of a softmax, which a sigmoid has no use for.
+# Settings of a softmax that have no meaning for sigmoids.
 _OF_A_SOFTMAX = {
     "divergence": "the Kullback-Leibler divergence of the teachers from the student is the only one here",
     "beta": "it is of the divergence jsd, which this loss doesn't have",

@@ -1,4 +1,4 @@
-"""The native op of the multi-label loss as torch sees it: a fake kernel for tracing, autograd, vmap."""
+"""The native op of the multi-label loss, registered with torch: a fake kernel for tracing, autograd, vmap."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def multilabel_loss(
     the same names.
 
     Computes in float64 where ``student`` or ``targets`` is float64, else in float32, and returns that: the
-    loss [] or [N]. What does not count (a mask of 0, a weight of 0) may hold anything.
+    loss [] or [N]. Elements of mask 0 or weight 0 may hold anything.
 
     Examples
     --------
@@ -58,7 +58,7 @@ def multilabel_loss(
         used = used & (class_weights != 0)
     present = used.new_ones(s.shape) if mask is None else mask.reshape(-1, classes) != 0
     used = used & present
-    # What is unused becomes harmless before anything is computed from it: 0 times its NaN would still be NaN.
+    # 0 times NaN is NaN, so unused values are replaced before anything is computed from them.
     s = s.masked_fill(~used, 0)
     loss = torch.zeros_like(s)
     if alpha > 0:
@@ -146,7 +146,7 @@ def listed_probabilities(
     return both[0].scatter(-1, at, yes)[:, :classes], both[1].scatter(-1, at, no)[:, :classes]
 
 
-# How far the student is from it. Where a factor is 0 the term is 0.
+# The divergence of the student from the mixture. Where a factor is 0 the term is 0.
 
 
 def bernoulli_kl(yes: Tensor, no: Tensor, x: Tensor) -> Tensor:

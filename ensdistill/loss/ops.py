@@ -1,4 +1,4 @@
-"""The native op of the loss over a softmax as torch sees it: a fake kernel for tracing, autograd, vmap.
+"""The native op of the loss over a softmax, registered with torch: a fake kernel for tracing, autograd, vmap.
 Validation for users is in functional.py."""
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class DistilledClassifier(ClassifierMixin, BaseEstimator):
         Estimators of scikit-learn, XGBoost, LightGBM or CatBoost, torch module classes, recipes of
         ``ensdistill.teachers.recipes``, or tuples (name, one of these). They are trained, calibrated and
         weighed by folds of the rows. ``"auto"``: of tables and arrays [N, F] boosted trees, forests and
-        networks within a budget of ``teacher_minutes``, of which those stay that a greedy selection takes
+        networks within a budget of ``teacher_minutes``, reduced to those that a greedy selection takes
         (:func:`ensdistill.teachers.auto.auto_plan`); of texts linear models and networks; of images
         [N, channels, height, width] networks. An :class:`ensdistill.Ensemble` is kept with its temperatures
         and weights.

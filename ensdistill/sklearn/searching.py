@@ -25,7 +25,7 @@ FOUND = ("optimization", "temperature", "alpha", "loss")
 
 @dataclass(frozen=True)
 class Search:
-    """A search that is to come.
+    """A search for the student, before it runs.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ class Search:
         Raises
         ------
         ValueError
-            There are too few rows to judge by; says how many are needed.
+            There are too few rows to judge by; the message holds the number that is needed.
         """
         rest, validation = held_back(split, seed)
         if reason := too_few(rest, validation, transfer):
@@ -70,12 +70,12 @@ class Search:
 
 
 def search_of(estimator: Any) -> Search | None:
-    """The search that a classifier's parameters ask for, checked; None where they name no goal.
+    """The search that a classifier's parameters define, checked; None where they name no goal.
 
     Raises
     ------
     TypeError, ValueError
-        A goal or a budget that is none, or a setting beside it that the search finds itself.
+        An invalid goal or budget, or a setting beside it that the search finds itself.
     ModuleNotFoundError
         Optuna is not installed.
     """

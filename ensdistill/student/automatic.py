@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 # The work of a step beyond its multiplications, in as many operations as take that long: the calls of its
 # layers, and AdamW, which reads and writes each parameter several times.
 PER_STEP, PER_PARAMETER = 1e7, 30
-# The learning rate: trainings of a share of the steps, by factors of the square root of ten. Short ones want
+# The learning rate: trainings of a share of the steps, by factors of the square root of ten. Short ones need
 # higher rates than long ones: on four tables two to four times that of trainings of 30 to 60 times the steps.
 SHARE, SHORTEST, FROM = 0.015, 64, 1000
 FACTOR, FIRST, TRIALS = math.sqrt(10), 10.0, 7
@@ -51,19 +51,19 @@ HELD_OUT, HELD_SHARE, FEWEST = 2000, 0.2, 50
 
 @dataclass(frozen=True)
 class Rule:
-    """How many steps of which size.
+    """The number and the size of a training's steps.
 
     Parameters
     ----------
     batch : int
     epochs : int
-        Wanted, if that is from ``least`` to ``most`` steps.
+        Passes over the rows, within ``least`` and ``most`` steps.
     least, most : int
         Steps.
     operations : float
-        At most, of the whole training: 2e10 take a second of one core. Large models still make ``few``
-        epochs.
+        Floating-point operations of the whole training, at most: 2e10 take a second of one core.
     few : int
+        Epochs that large models make in any case.
     """
 
     batch: int
@@ -148,8 +148,8 @@ class Automatic:
 def with_numbers(
     trainer: StudentTrainer, training: Training, trial: Trial
 ) -> tuple[StudentTrainer, Automatic | None]:
-    """The trainer with numbers in place of settings that are ``auto``, and a record of them; None where there
-    are none.
+    """The trainer with numbers in place of settings that are ``auto``, and a record of them; None where no
+    setting is ``auto``.
 
     Processes of one training have the same numbers. A training that goes on from a checkpoint has those of
     the checkpoint.
@@ -186,6 +186,8 @@ def by_rule(trainer: StudentTrainer, training: Training, count: int = 1) -> Auto
         model = build_student(
             training.factory, training.rows, training.classes, training.preprocess, training.weights
         )
+        # Dropout draws random numbers, so the caller's generator must not take part.
+        operations = _operations(model, training) if asked.steps == AUTO else 0.0
     size = asked.batch_size
     if size == AUTO:
         whole = count * student_settings(asked).accumulate  # each process divides its share into parts
@@ -193,7 +195,7 @@ def by_rule(trainer: StudentTrainer, training: Training, count: int = 1) -> Auto
         size = whole * -(-min(rule.batch, quarter) // whole)
     steps = asked.steps
     if steps == AUTO:
-        work = size * 3 * _operations(model, training) + PER_PARAMETER * _trained(model) + PER_STEP
+        work = size * 3 * operations + PER_PARAMETER * _trained(model) + PER_STEP
         steps = rule.steps(len(training.rows), size, work)
     rate = asked.learning_rate
     if rate == AUTO:
@@ -204,7 +206,7 @@ def by_rule(trainer: StudentTrainer, training: Training, count: int = 1) -> Auto
 def _operations(model: nn.Module, training: Training) -> float:
     """Floating-point operations of the forward pass of one row."""
     inputs = Preparation(training.preprocess, takes_ids(model))(training.rows.inputs[:2])
-    # With gradients: without them torch's transformer layers are one operation, which is not counted.
+    # Without gradients torch fuses a transformer layer into one operation, which the counter misses.
     with FlopCounterMode(display=False) as counter:
         call(model, inputs)
     return float(counter.get_total_flops()) / min(2, len(training.rows))
@@ -313,7 +315,7 @@ def _some_rows(rows: Rows, wanted: int, seed: int) -> tuple[Rows, Rows | None]:
 
 
 def _applied(trainer: StudentTrainer, found: Automatic, steps: int | None = None) -> StudentTrainer:
-    """A copy of the trainer with these numbers; with ``steps``, of so many whatever is set."""
+    """A copy of the trainer with these numbers; ``steps`` replaces its number of steps."""
     own = copy(trainer)
     own.optimization = found.applied(trainer.optimization)
     if steps is not None:

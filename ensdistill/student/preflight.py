@@ -1,5 +1,5 @@
-"""The forecast before a student is trained: the ensemble's lead on held-out rows, and how much its
-members differ where the student is asked; with the share of the lead that a student is expected to keep."""
+"""The forecast before a student is trained: the ensemble's lead on held-out rows, the disagreement of its
+members on the transfer set, and the share of the lead that a student is expected to keep."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def preflight(
     counts : dict of str to int, optional
         Rows of the transfer set by origin; by default those of ``origins``.
     sizes : dict of str to float or None
-        Each student's parameters, over those of the median member; None where they are not known.
+        Each student's parameters, over those of the median member; None where unknown.
     learned : Rule, optional
         By default this version's.
 
@@ -224,12 +224,12 @@ def _features(
 
 
 def _asked(spreads: Mapping[str, Spread]) -> list[Spread]:
-    """Those of the rows of the transfer set."""
+    """The spreads on rows of the transfer set."""
     return [spread for name, spread in spreads.items() if name != HELD_OUT]
 
 
 def _mean(spreads: Sequence[Spread], name: str) -> float:
-    """Of one figure over all rows."""
+    """The mean of one figure over all rows."""
     rows = sum(spread.rows for spread in spreads)
     return sum(spread.rows * getattr(spread, name) for spread in spreads) / max(rows, 1)
 

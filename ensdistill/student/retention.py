@@ -24,18 +24,18 @@ _SMALL = 1e-4  # nats, and rows for each labelled row
 
 @dataclass(frozen=True)
 class Features:
-    """What is known of a job before a student is trained; None where it is not known.
+    """The facts of a job before a student is trained; None for an unknown one.
 
     Parameters
     ----------
     members : float
-        The members' number by their weights, 1 / Σ w².
+        The effective number of members, 1 / Σ w².
     rows_per_class : float
         Labelled rows.
     pool, synthetic : float
         Rows of the transfer set for each labelled row.
     lead : float
-        The ensemble's NLL over its best member's on held-out rows, in its standard errors.
+        The ensemble's lead in NLL over its best member on held-out rows, in standard errors.
     epistemic : float or None
         The members' epistemic uncertainty on the transfer set, over that on held-out rows.
     entropy : float or None
@@ -54,7 +54,7 @@ class Features:
     size: float | None = None
 
     def vector(self) -> np.ndarray:
-        """The rule's inputs, float64 [8]; NaN where a feature is not known. Ratios are logarithms."""
+        """The rule's inputs, float64 [8]; NaN for an unknown feature. Ratios are logarithms."""
         ratio = {
             name: _log(getattr(self, name))
             for name in ("members", "rows_per_class", "epistemic", "entropy", "size")
@@ -138,7 +138,7 @@ class Rule:
             return Expectation(self.mean, self.mean_error, False)
         chosen = features.vector()[[NAMES.index(name) for name in self.names]]
         standard = np.nan_to_num((chosen - self.means) / np.asarray(self.scales))
-        # Beyond three deviations the rule has seen nothing.
+        # The rule has no examples beyond three deviations, so features are clipped there.
         share = self.mean + float(np.clip(standard, -3, 3) @ np.asarray(self.weights))
         return Expectation(min(max(share, LEAST), MOST), self.error, True)
 

@@ -97,7 +97,7 @@ class Trackers:
             made = tracker if name is None else self._made(name, step, runs.get(name))
             self._each(lambda one: one.start(), [made])
             self.running.append(made)
-            # These keep what was sent before, so that steps that are done again would be there twice.
+            # These trackers keep a run's earlier values, so steps that are done again would appear twice.
             self._sent.append(sent if name in runs else {})
             # trackio replaces a run's settings by those of the process that resumes it.
             if not step or name == "trackio" or (name in _IDENTIFIERS and name not in runs):

@@ -257,7 +257,7 @@ def test_a_task_is_guessed_with_its_reason(target, task, reason):
     assert guess.task == task
     assert (
         str(guess) == f"task: {task}, because it {'has' if np.ndim(target) == 2 else 'holds'} {reason}; "
-        "task= (--task) decides otherwise"
+        "task= (--data.task) decides otherwise"
     )
 
 

@@ -112,7 +112,7 @@ def test_a_plan_with_a_member_that_cannot_be_made_names_the_remedy(monkeypatch):
     plain = auto_plan(X, 2).plain()
     unknown = {**plain, "members": [{"name": "oracle", "size": {}, "seconds": 1.0}]}
     with pytest.raises(
-        ValueError, match=r"has the member 'oracle', which this version does not know: delete"
+        ValueError, match=r"has the member 'oracle', which this version does not have: delete"
     ):
         _ = Plan.of(unknown).recipes
 

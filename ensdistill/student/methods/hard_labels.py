@@ -27,7 +27,7 @@ class HardLabels(StudentLoss):
         The share of the target that is spread evenly over all classes, in [0, 1).
     """
 
-    takes_mixture = True  # of no targets at all
+    takes_mixture = True  # the loss reads no targets
 
     def __init__(self, smoothing: float = 0.0) -> None:
         if not (real(smoothing) and 0 <= float(smoothing) < 1):

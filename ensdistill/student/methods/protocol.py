@@ -24,8 +24,8 @@ class StudentLoss(Protocol):
     calls: a checkpoint would not hold it.
 
     A cache that holds the mixture of several members alone gives a loss one target [1, B, C], at the cache's
-    temperature, in place of the members' logits. Only a loss with the attribute ``takes_mixture = True`` is
-    computed from it.
+    temperature, in place of the members' logits. A loss without the attribute ``takes_mixture = True`` is
+    refused there.
 
     Examples
     --------

@@ -12,8 +12,8 @@ from ensdistill.student.search.policy import Policy, mixture_of_best
 from ensdistill.student.search.space import Space
 
 SHARE = 0.6  # of a search: fewer and longer trainings win over more and shorter ones
-LONGER = 4.0  # a training by the same settings, when the shorter one was the best so far
-WORTH = 1.5  # so much longer, at least
+LONGER = 4.0  # factor of the steps of a training that repeats the best settings so far
+WORTH = 1.5  # the least such factor
 LONGEST = 32_768  # steps
 COMPARISON = 0.5  # of the time that is left, for the first long training of the second best family
 ROOM = 0.6  # of the time that is left, for one training

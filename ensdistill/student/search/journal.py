@@ -126,9 +126,9 @@ class Journal:
         self._bury_dead()
 
     def start(self) -> None:
-        """Come to work: trials of this process begin."""
-        # A worker holds the lock of its name while it lives: a running trial of another name is dead. The
-        # name begins with the time at which it came.
+        """Register this process as a worker of the search."""
+        # A worker holds the lock of its name while it lives, so a running trial without such a lock is dead.
+        # The name begins with the time of registration.
         self.worker = f"{time.time():.3f}-{uuid.uuid4().hex[:12]}"
         (self.folder / "workers").mkdir(exist_ok=True)
         self._alive = filelock.FileLock(self.folder / "workers" / self.worker)
@@ -141,7 +141,7 @@ class Journal:
         return [name for name in names if _lives(folder, name)]
 
     def leave(self, patience: float) -> None:
-        """End this process's part, and wait until the others have ended theirs, so many seconds at most."""
+        """End this process's part, and wait for the other processes, at most ``patience`` seconds."""
         self._retire()
         until = time.monotonic() + patience
         while self.others() and time.monotonic() < until:
@@ -215,8 +215,8 @@ class Journal:
         return found
 
     def spent(self) -> float:
-        """Seconds in which the search was at work: those since the first of the processes came that are at
-        work now, and before that those of trials, which count once where they were side by side."""
+        """Seconds of work: all since the first of the present workers registered, and those of earlier
+        trials. Trials side by side count once."""
         now = time.time()
         came = min(_came(name) for name in (self.worker, *self.others()))
         done, until = max(0.0, now - came), -math.inf
@@ -326,7 +326,7 @@ class _Lock:
 
 
 def _came(worker: str) -> float:
-    """Seconds since 1970 at which a process came."""
+    """The time at which a worker registered, in seconds since 1970."""
     return float(worker.partition("-")[0])
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from ensdistill.student.search.journal import Record, best_of
 from ensdistill.student.search.space import Role
 
-OTHERS = 4  # each so many-th trial is of another family than the best one
+OTHERS = 4  # one trial in so many is of another family than the best one
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Policy:
     ladders : dict of str to sequence of str
         By family the keys of its candidates, from the smallest to the largest.
     keep : float or None
-        The share to keep; None where the best student within the budgets is wanted.
+        The share to keep; None where the search is for the best student within the budgets.
     """
 
     ladders: Mapping[str, Sequence[str]]
@@ -68,8 +68,8 @@ class Policy:
     def candidate(self, role: Role, records: Sequence[Record], kept: Mapping[str, float | None]) -> str:
         """The key of the next candidate; of the student's, in the part of a search that finds settings.
 
-        Settings are found for one size of each family, the middle one, or the largest within the budgets
-        where that is wanted which keeps the most.
+        Settings are found for one size of each family: the middle one, or without ``keep`` the largest within
+        the budgets.
         """
         standings = self._standings(role, records, kept)
         if role == "direct":

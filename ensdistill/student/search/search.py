@@ -100,7 +100,7 @@ def search_student(
     Raises
     ------
     TooFewRows
-        (a ValueError) Too few rows to judge; says how many are needed.
+        (a ValueError) Too few rows to judge; the message holds the number that is needed.
     OtherSearch
         (a ValueError) The folder holds the journal of other data or settings; names what differs.
     ValueError

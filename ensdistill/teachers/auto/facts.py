@@ -36,7 +36,7 @@ class Facts:
 
     @property
     def encoded(self) -> int:
-        """Columns as a network gets them, about."""
+        """The approximate number of columns that a network takes."""
         return self.numbers + ONE_HOT * self.categories
 
     @property
@@ -73,6 +73,6 @@ def facts_of(samples: Any, classes: int) -> Facts:
     shape = about.get("shape")
     got = f"{about['kind']}{'' if shape is None else f' [N, {str(shape)[1:-1]}]'}"
     raise WrongArgument(
-        f"teachers: auto: expected a table, or an array [N, F] of numbers, whose members it has; got {got}: "
-        "name the members, teachers.members"
+        "teachers: auto: expected a table, or an array [N, F] of numbers, for which it has members; got "
+        f"{got}: name the members, teachers.members"
     )

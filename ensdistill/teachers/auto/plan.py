@@ -77,7 +77,7 @@ class Plan:
             if (entry := entries.get(member.name)) is None:
                 raise WrongArgument(
                     f"teachers: auto: the plan has the member {member.name!r}, which this version does not "
-                    "know: delete the plan's file, and the members are chosen anew"
+                    "have: delete the plan's file, and the members are chosen anew"
                 )
             try:
                 found.append(entry.make(member.name, self.facts, member.size))
@@ -204,7 +204,7 @@ def check_minutes(minutes: float) -> float:
 
 
 def _seconds(entry: Entry, facts: Facts, size: Size, folds: int) -> float:
-    """Of the fits on all folds, each to the other folds' rows, and of the one to all rows."""
+    """Seconds of the fits on all folds, each to the other folds' rows, and of the one to all rows."""
     return entry.seconds(facts, size) * folds
 
 

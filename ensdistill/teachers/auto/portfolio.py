@@ -3,9 +3,9 @@
 A portfolio of fixed settings needs no search on the user's rows (Erickson et al., 2020, "AutoGluon-Tabular:
 Robust and Accurate AutoML for Structured Data"; Salinas and Erickson, 2023, "TabRepo"). The order was chosen
 on five tables (letter, spam, income, digits, diamonds): unlike kinds of members come before further members
-of one kind, because a mixture gains by unlike errors. The seconds of a fit are a rule, never measured: so the
-same rows and minutes make the same ensemble on every machine. Their constants are measured on one core of a
-two-core Intel Xeon.
+of one kind, because a mixture gains by unlike errors. The seconds of a fit follow a rule and are never
+measured, so the same rows and minutes make the same ensemble on every machine. The rule's constants were
+measured on one core of a two-core Intel Xeon.
 """
 
 from __future__ import annotations

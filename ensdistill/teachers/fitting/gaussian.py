@@ -85,7 +85,7 @@ def fit_noise(errors: np.ndarray, variance: np.ndarray, share: np.ndarray | None
     Parameters
     ----------
     errors, variance : ndarray [N, D]
-        Of the mixture's mean; and the variance that is known already, which may be 0.
+        Errors of the mixture's mean, and the variance that is predicted already, which may be 0.
     share : ndarray [N], optional
         Relative weights.
     """

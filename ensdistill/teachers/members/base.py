@@ -311,7 +311,7 @@ def task_parts(task: Task) -> dict[str, str]:
 
 
 def wrong_task(name: str, task: Task, method: str) -> TypeError:
-    """The error of a member that is asked for the predictions of another task."""
+    """The error for a call of another task's prediction method."""
     other = "predict_moments" if task == "regression" else "predict_logits"
     return TypeError(f"{name}: expected {other}, because its task is {task}; got {method}")
 

@@ -86,7 +86,7 @@ class SklearnMember:
         ``multilabel``: the log-odds of each label, log((p + smoothing) / (1 - p + smoothing)), whether
         ``predict_proba`` returns one array or one for each label (``OneVsRestClassifier``,
         ``MultiOutputClassifier``, ``ClassifierChain``, trees, forests, neighbours, ``MLPClassifier``);
-        ``decision_function`` as it is. ``regression``: what ``predict`` returns, with a variance where the
+        ``decision_function`` as it is. ``regression``: the output of ``predict``, with a variance where the
         estimator has ``return_std`` (``GaussianProcessRegressor``, ``BayesianRidge``) or NGBoost's
         ``pred_dist``. ``classes`` are the names of the labels, or of the numbers.
 
@@ -139,7 +139,7 @@ class SklearnMember:
         )
         self._stated = output != "auto"
         known = getattr(estimator, "classes_", None)
-        # What the estimator returns beside the mean.
+        # The form of the uncertainty that the estimator returns beside the mean.
         self._spread = spread_of(estimator) if self.task == "regression" else None
         if self.task != "classification":
             if columns is not None:

@@ -30,7 +30,7 @@ def methods_for(name: str, estimator: Any, task: Task, output: str) -> tuple[str
             raise ValueError(f"task: {name} is a classifier; expected a regressor for the task regression")
         return ("predict",)
     scores = "decision_function" if task == "multilabel" or not is_regressor(estimator) else "predict"
-    # A regressor that was fitted to one-hot rows predicts probabilities, which only the caller can know.
+    # A regressor that was fitted to one-hot rows predicts probabilities; only the caller can state that.
     chances = ("predict_proba", "predict") if scores == "predict" else ("predict_proba",)
     return {"auto": ("predict_proba", scores), "probability": chances, "decision": (scores,)}[output]
 

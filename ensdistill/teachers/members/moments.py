@@ -99,7 +99,7 @@ def split_moments(name: str, values: np.ndarray, output: str) -> Moments:
 
 
 def joined_moments(name: str, outputs: Any, output: str) -> Any:
-    """What a module or a function returns as one tensor or array: two parts are put side by side, [N, 2 D].
+    """The outputs of a module or a function as one tensor or array: two parts stand side by side, [N, 2 D].
 
     Raises
     ------

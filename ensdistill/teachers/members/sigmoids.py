@@ -10,7 +10,7 @@ import numpy as np
 from ensdistill.data import BadRows
 from ensdistill.teachers.members.base import SMOOTHING
 
-TELLING = 32  # numbers between 0 and 1, of which log-odds would hardly ever all be
+LEAST_NUMBERS = 32  # so many log-odds are hardly ever all between 0 and 1
 
 
 def log_odds(probabilities: np.ndarray, smoothing: float = SMOOTHING) -> np.ndarray:
@@ -54,7 +54,7 @@ def reading_of(name: str, values: np.ndarray) -> str | None:
         return None
     if (numbers < 0).any() or (numbers > 1).any():
         return "logits"
-    if numbers.size >= TELLING:
+    if numbers.size >= LEAST_NUMBERS:
         return "probabilities"
     raise ValueError(
         f"output: {name}: its {numbers.size} outputs, all in 0..1, could be probabilities or logits; state "
@@ -73,7 +73,7 @@ def as_log_odds(name: str, values: np.ndarray, output: str, smoothing: float = S
 
 
 def of_applying(name: str, outputs: Any, known: Any) -> np.ndarray:
-    """The probabilities that labels apply, [N, C], from what ``predict_proba`` of scikit-learn returns.
+    """The probabilities that labels apply, [N, C], from the outputs of scikit-learn's ``predict_proba``.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def of_applying(name: str, outputs: Any, known: Any) -> np.ndarray:
     Raises
     ------
     ValueError
-        A label had values other than 0 and 1 (multi-output), or it is not known which.
+        A label had values other than 0 and 1 (multi-output), or unknown values.
     """
     if not isinstance(outputs, list):
         return np.asarray(outputs)

@@ -73,7 +73,7 @@ class BoostedMember:
     task : {"classification", "multilabel", "regression"}
         ``multilabel``: XGBoost's ``binary:logistic`` with several targets and CatBoost's ``MultiLogloss``.
         Log-odds are the raw scores where the sigmoid of these is the library's probability. ``regression``:
-        what the model's ``predict`` returns, and CatBoost's variances of ``RMSEWithUncertainty``.
+        the output of the model's ``predict``, and CatBoost's variances of ``RMSEWithUncertainty``.
 
     Raises
     ------
