@@ -1,9 +1,9 @@
 """Numbers for the settings of a student's optimisation that are ``auto``.
 
 Steps and batch size follow from the rows and from the work of a step. The learning rate is found by short
-trainings with the student's own schedule, which are judged on rows that they did not learn from: a range test
-(Smith, 2017, "Cyclical Learning Rates for Training Neural Networks") whose every rate has a training of its
-own, because a single one with a growing rate is judged before it has converged.
+trainings with the student's own schedule, which are judged on rows that they did not learn from. This is the
+range test of Smith, 2017, "Cyclical Learning Rates for Training Neural Networks", with a training for each
+rate: a single training with a growing rate is judged before it has converged.
 """
 
 from __future__ import annotations

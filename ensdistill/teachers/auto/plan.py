@@ -130,7 +130,7 @@ def auto_plan(samples: Any, classes: int, *, minutes: float = MINUTES, folds: in
     Boosted trees, forests and networks are gone through in an order of worth. Each gets the largest of its
     sizes (rounds, trees, epochs) that takes at most a quarter of the budget and no more than is left. The
     estimated seconds follow from the numbers of rows, columns and classes alone, so the choice is the same
-    on every machine with the same packages; a machine that is slower than one core of a two-core Intel Xeon
+    on every machine with the same packages. A machine that is slower than one core of a two-core Intel Xeon
     takes longer than ``minutes``. Members without weight after the selection by out-of-fold predictions drop
     out: see ``select`` of :func:`ensdistill.teachers.train_ensemble`.
 
