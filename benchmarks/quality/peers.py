@@ -101,7 +101,7 @@ class Lesson:
 
 def lesson(case: Case, seed: int, split: Split, ensemble: Path) -> Lesson:
     """The rows and the student of a case's seed."""
-    members = Ensemble.load(ensemble, trusted=["ensdistill", "benchmarks"])
+    members = Ensemble.load(ensemble, trusted=["ensdistill", "benchmarks"]).weighted()
     rows = [split.labelled, *([split.pool] if len(split.pool) else [])]
     samples = whole(joined([part.inputs for part in rows]))
     logits = members.predict_logits(samples)

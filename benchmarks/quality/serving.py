@@ -33,4 +33,4 @@ def latencies(run: RunFolder) -> dict[str, Any]:
         name: timed([load_member(run.of(Unit("distill", 0, name)) / "student", run.trusted)])
         for name in run.config.distill.students
     }
-    return {"ensemble": timed(list(ensemble.members))} | students
+    return {"ensemble": timed(list(ensemble.weighted().members))} | students

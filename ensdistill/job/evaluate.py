@@ -107,10 +107,11 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None, *, timed: boo
         "best_member", chosen, best_cost.parameters, best_cost.bytes, best_cost.latency_ms, _names(best)
     )
     stored = any(map(_is_stored, first.members))
+    asked = first if stored else first.weighted()  # members without weight cost nothing
     ensemble_result = ModelResult(
         "ensemble",
         mixtures,
-        **_cost(first, first.predict_proba if timed and not stored else None, sample),
+        **_cost(asked, asked.predict_proba if timed and not stored else None, sample),
     )
     weights = [split.test.weights for split in splits]
     copies = [copies_of(config, s, run.transfer(s)) for s in range(config.seeds)]

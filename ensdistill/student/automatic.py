@@ -280,10 +280,14 @@ def _lowest(score: Callable[[float], float], first: float, most: int) -> float:
     0.0251
     """
     places = {k: score(first * FACTOR**k) for k in (0, 1, -1)}
-    while (best := min(places, key=lambda k: places[k])) in (min(places), max(places)):
+    while (best := min(places, key=lambda k: places[k])) in (min(places), max(places)) or math.isinf(
+        places[best]
+    ):
         if len(places) >= most:
             break
-        place = best + (1 if best == max(places) else -1)
+        # Where all rates diverged, a lower one may not.
+        down = best == min(places) or math.isinf(places[best])
+        place = min(places) - 1 if down else max(places) + 1
         places[place] = score(first * FACTOR**place)
     below, here, above = (places.get(best + k, math.inf) for k in (-1, 0, 1))
     shift = 0.0
