@@ -70,7 +70,7 @@ class InMemory:
 
 
 def optimization(case: Case) -> Optimization:
-    return Optimization(steps=case.steps, batch_size=case.batch)
+    return Optimization(steps=case.steps, batch_size=case.batch, learning_rate=3e-3)
 
 
 def bare(case: Case, rows: Rows, logits: Tensor, ensemble: Ensemble) -> Run:

@@ -154,7 +154,7 @@ def _built(given: Arguments, folder: str | None, found: dict[str, Any] | None) -
             places = [fault["loc"] for fault in error.errors() if fault["type"] in ("string_type", "one_of")]
             texts = {names.get(_short(place), "") for place in places} - {"", *as_text}
             if not texts:
-                raise ValueError("\n".join(_sentence(fault, names) for fault in error.errors())) from error
+                raise ValueError("\n".join(_sentence(fault, names) for fault in _inner(error))) from error
             as_text |= texts
     return config, settings
 
@@ -203,6 +203,22 @@ def _merged(old: Any, new: Any) -> Any:
         if n.endswith("+")
     }
     return {**old, **more, **{n: _merged(old.get(n), v) for n, v in new.items() if not n.endswith("+")}}
+
+
+def _inner(error: Any) -> list[Any]:
+    """The faults, without those of a word in whose place a list with faults of its own was given."""
+    from ensdistill.cli.classes import BRANCH
+
+    found = error.errors()
+
+    def place(fault: Any) -> list[str]:
+        return [str(key) for key in fault["loc"] if key not in (BRANCH, "[key]")]
+
+    def has_inner(fault: Any) -> bool:
+        own = place(fault)
+        return any(len(place(other)) > len(own) and place(other)[: len(own)] == own for other in found)
+
+    return [fault for fault in found if fault["type"] != "one_of" or not has_inner(fault)]
 
 
 def _short(keys: Iterable[object]) -> str:

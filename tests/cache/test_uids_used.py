@@ -173,7 +173,9 @@ def test_a_student_is_the_same_for_any_uids(tmp_path, codec, mixture_at):
     assert np.array_equal(students[0].losses, students[1].losses)
     for one, other in zip(*(student.module.state_dict().values() for student in students), strict=True):
         assert torch.equal(one, other)
-    with pytest.raises(IndexError, match="it has no sample with uid"):
+    with pytest.raises(
+        ValueError, match=r"^rows: expected rows with targets in the cache.*such as uid 1000000"
+    ):
         trainer.distill(partial(MLP, 65, [8], 10), own_rows(np.arange(ROWS) + 10**6)[1], cache)
     with pytest.raises(CacheMismatch, match="is not what the cache was made from"):
         trainer.distill(partial(MLP, 65, [8], 10), own_rows(np.roll(OWN, 1))[1], cache)

@@ -61,7 +61,7 @@ def test_yaml_makes_the_optimization_that_python_makes(tmp_path):
 
 
 def test_a_student_without_extras_has_the_digests_of_a_plain_optimization():
-    plain, own = Optimization(steps=30, schedule="cosine"), StudentOptimization(steps=30, schedule="cosine")
+    plain, own = Optimization(steps=30, weight_decay=0.02, schedule="cosine"), StudentOptimization(steps=30)
     assert describe(own) == describe(plain)
     assert digest(own) == digest(plain)
     assert own == plain

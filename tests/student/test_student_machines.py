@@ -118,7 +118,7 @@ class Grouped:
 class Collected(StudentTrainer):
     """Its ``distill`` returns the checked arguments."""
 
-    def _run(self, training):
+    def _run(self, training, again):
         return training
 
 
