@@ -14,6 +14,7 @@ from ensdistill.teachers.jobs import Job, TrainingRows
 from ensdistill.teachers.members import Member
 from ensdistill.teachers.members.base import flat, warned_already
 from ensdistill.teachers.members.inputs import advice
+from ensdistill.teachers.members.moments import predictions_of
 from ensdistill.teachers.stack import Status, Watch
 from ensdistill.teachers.stack.fitting import as_member, fitted, without_stopping
 
@@ -73,7 +74,7 @@ def _warn_if_alike(
 ) -> None:
     """Warn of a member whose predictions equal those of an earlier one of the same rows."""
     try:
-        found = member.predict_logits(features).tobytes()
+        found = predictions_of(member, features).tobytes()
     except Exception:  # an estimator may refuse these rows, which are no samples: then there is no comparison
         return
     if (first := answers.setdefault((job.part, found), job.key)) != job.key:

@@ -23,14 +23,15 @@ from torch import nn
 from ensdistill.common.describe import describe, module_recipe
 from ensdistill.common.files import read_json
 from ensdistill.common.scalars import plain_fields
+from ensdistill.common.tasks import Task, check_task, task_of
 from ensdistill.data import Rows
 from ensdistill.data.preprocess import Preprocess, as_preprocess, as_setting, preprocess_file, trusted_by
 from ensdistill.teachers import member_files
 from ensdistill.teachers.jobs import Job, TrainingRows
 from ensdistill.teachers.members import ArrayMember, Member, load_member
 from ensdistill.teachers.members.function import members_for
-from ensdistill.teachers.members.outputs import Output
-from ensdistill.teachers.predict import answer, over_parts
+from ensdistill.teachers.members.outputs import Output, check_output
+from ensdistill.teachers.predict import over_parts, predicted
 from ensdistill.teachers.recipes import Recipe, check_name
 from ensdistill.teachers.stack import Status, Watch
 
@@ -73,8 +74,13 @@ class ExistingMembers(Recipe):
             if isinstance(member, ArrayMember) and not self.held_out:
                 continue  # it may hold predictions of other rows alone
             (asked,) = members_for((member,), few.uids, few.uids)
-            found = over_parts(few.inputs, partial(answer, asked, classes=classes))
-            if found.shape != (len(few), len(classes)):
+            if task_of(asked) != few.task:
+                raise ValueError(
+                    f"task: {member.name}: expected a member of the task {few.task}, as the labels are; got one "
+                    f"of {task_of(asked)}. A MemberFile and StoredPredictions have the setting task"
+                )
+            found = over_parts(few.inputs, partial(predicted, asked, names=classes))
+            if (len(found), found.shape[-1]) != (len(few), len(classes)):
                 got = list(found.shape)
                 raise ValueError(f"{member.name}: expected outputs [{len(few)}, {len(classes)}]; got {got}")
 
@@ -240,6 +246,8 @@ class MemberFile(ExistingMembers):
         Class paths that an estimator may need beyond scikit-learn's own.
     held_out, preprocess
         See :class:`SavedEnsemble`.
+    task : {"classification", "multilabel", "regression"}
+        The model's; ``output`` has the kinds of that task, see :class:`ensdistill.teachers.members.TorchMember`.
     """
 
     file: Path
@@ -250,9 +258,11 @@ class MemberFile(ExistingMembers):
     trusted: tuple[str, ...] = ()
     held_out: bool = False
     preprocess: Any = None
+    task: Task = "classification"
 
     def __post_init__(self) -> None:
         plain_fields(self)
+        check_output(self.name or Path(self.file).stem, self.output, check_task(self.task))
         object.__setattr__(self, "preprocess", own_preprocess(self.preprocess, self.trusted))
         object.__setattr__(self, "name", self.name or Path(self.file).stem)
         check_name(self.name)
@@ -266,7 +276,7 @@ class MemberFile(ExistingMembers):
 
     def load(self, classes: Sequence[str]) -> Iterator[Member]:
         about = member_files.About(
-            self.name, tuple(classes), self.classes, self.output, self.trusted, self.model
+            self.name, tuple(classes), self.classes, self.output, self.trusted, self.model, self.task
         )
         yield member_files.load(Path(self.file), about)
 
@@ -290,6 +300,9 @@ class StoredPredictions(ExistingMembers):
         See :class:`MemberFile`.
     output : {"auto", "logits", "probabilities", "log_probabilities", "margin"}
         The meaning of the numbers in a ``.npy`` file. ``auto`` refuses those that have two readings.
+    task : {"classification", "multilabel", "regression"}
+        Of a regression a ``.npy`` file holds means [N, D], or what ``output`` names; a ``.safetensors`` file
+        holds ``means``, and perhaps ``variances``.
     """
 
     file: Path
@@ -298,9 +311,11 @@ class StoredPredictions(ExistingMembers):
     classes: list[str] | None = None
     output: Output = "auto"
     held_out: bool = False
+    task: Task = "classification"
 
     def __post_init__(self) -> None:
         plain_fields(self)
+        check_output(self.name or Path(self.file).stem, self.output, check_task(self.task))
         object.__setattr__(self, "name", self.name or Path(self.file).stem)
         check_name(self.name)
         if Path(self.file).suffix not in (".npy", ".safetensors"):
@@ -311,9 +326,8 @@ class StoredPredictions(ExistingMembers):
 
     def load(self, classes: Sequence[str]) -> Iterator[Member]:
         uids = None if self.uids is None else Path(self.uids)
-        yield member_files.stored_predictions(
-            Path(self.file), uids, self.name, self.classes or list(classes), self.output
-        )
+        about = member_files.About(self.name, tuple(classes), self.classes, self.output, (), None, self.task)
+        yield member_files.stored_predictions(Path(self.file), uids, about)
 
 
 def own_preprocess(setting: Any, trusted: Sequence[str]) -> Preprocess | None:

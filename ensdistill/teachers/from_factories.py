@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ensdistill.common.combiners import Combiner
 from ensdistill.common.optimization import Optimization
+from ensdistill.common.tasks import Task
 from ensdistill.data import Rows
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.data.preprocess import as_setting
@@ -41,9 +42,11 @@ def train(
     n_jobs: int | None = None,
     name: str | None = None,
     preprocess: Any = "auto",
+    task: Task | None = None,
+    variance: bool = False,
     folder: Path | str | None = None,
     progress: bool | Watch | None = None,
-) -> Ensemble:
+) -> Any:
     """Train an ensemble.
 
     Under ``torchrun`` every process trains its part of the members (gloo, nccl on GPUs) and returns the whole
@@ -102,6 +105,12 @@ def train(
         From raw samples to the members' own input; it is fitted to the inputs, and saved with each member.
         Arrays stay as they are by default; see :class:`ensdistill.teachers.recipes.SklearnMembers` and
         :class:`ensdistill.teachers.recipes.TorchMembers` for the defaults of tables, texts and images.
+    task : {"classification", "multilabel", "regression"}, optional
+        The task of labels that are no Rows: several columns of 0 and 1 (NaN where unknown) are multi-label,
+        numbers [N] or [N, D] a regression. Classification by default. A regression makes a
+        :class:`ensdistill.teachers.RegressionEnsemble`.
+    variance : bool
+        Whether modules of a regression return means and then the logarithms of variances, [N, 2 D].
     folder : path, optional
         Members are kept there as they are finished, with checkpoints of the others. ``Ensemble.load(folder)``
         reads it in the end; with ``trusted=`` where the factory is of classes that are neither torch's,
@@ -132,17 +141,18 @@ def train(
     (('even', 'odd'), ('member-1', 'member-2', 'member-3'), 1.0)
     """
     check_way(way, device)
-    rows = planning.as_data(data, classes, sample_weight)
+    rows = planning.as_data(data, classes, sample_weight, task)
     settings = planning.Settings(
-        as_method(method), augment, way, device, n_jobs, folder is not None, as_setting(preprocess)
+        as_method(method), augment, way, device, n_jobs, folder is not None, as_setting(preprocess), variance
     )
     planned, names = planning.plan(factory, members, seed, name, rows.labels, settings, optimization)
     recipes = prepare_recipes([recipe for recipe, _ in planned], rows.inputs, len(rows.classes), seed)
     planned = [(recipe, jobs) for recipe, (_, jobs) in zip(recipes, planned, strict=True)]
     check_recipes(planned, rows)
 
-    def combine(made: dict[str, Any]) -> Ensemble:
-        return cls.from_members([made[name] for name in names], combiner=combiner, classes=rows.classes)
+    def combine(made: dict[str, Any]) -> Any:
+        members = [made[name] for name in names]
+        return cls.from_members(members, combiner=combiner, classes=rows.classes, task=rows.task)
 
     return training.train(
         training.Training(planned, rows, {}),

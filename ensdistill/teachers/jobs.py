@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ensdistill.common.tasks import Task
 from ensdistill.data.samples import subset
+from ensdistill.data.tasks import task_of_labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,13 +50,19 @@ class Job:
 
 @dataclass(frozen=True, eq=False)
 class TrainingRows:
-    """Rows to learn from: inputs, an array [N, ...] or samples, class indices, int64 [N], the names of the
-    classes, and weights, float64 [N], or None."""
+    """Rows to learn from: inputs, an array [N, ...] or samples; labels, in a form of
+    :mod:`ensdistill.data.tasks`; the names of the classes, the labels or the numbers; and weights, float64
+    [N], or None."""
 
     inputs: Any
     labels: np.ndarray
     classes: tuple[str, ...]
     weights: np.ndarray | None = None
+
+    @property
+    def task(self) -> Task:
+        """The task that the labels are of."""
+        return task_of_labels(self.labels) or "classification"
 
     def take(self, rows: np.ndarray) -> TrainingRows:
         return replace(

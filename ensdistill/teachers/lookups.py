@@ -9,9 +9,9 @@ from ensdistill.teachers.members import Member, SklearnMember, inner
 
 # Names of classes, because the libraries of in-context models need not be installed.
 NAMES = (
-    "KNeighborsClassifier",
-    "RadiusNeighborsClassifier",
-    "GaussianProcessClassifier",
+    "KNeighbors",
+    "RadiusNeighbors",
+    "GaussianProcess",
     "TabPFN",
     "TabICL",
     "TabDPT",

@@ -15,6 +15,7 @@ from torch import nn
 
 from ensdistill.common.describe import make_module
 from ensdistill.common.skops_files import load_skops
+from ensdistill.common.tasks import Task
 from ensdistill.teachers.members import (
     ArrayMember,
     BoostedMember,
@@ -23,7 +24,9 @@ from ensdistill.teachers.members import (
     SklearnMember,
     TorchMember,
 )
+from ensdistill.teachers.members import sigmoids
 from ensdistill.teachers.members.boosted import library_of
+from ensdistill.teachers.members.moments import split_moments
 from ensdistill.teachers.members.outputs import Output, as_logits, reading_of
 
 PICKLES = (".pkl", ".pickle", ".joblib", ".pt", ".pth", ".bin", ".dill", ".npz")
@@ -44,6 +47,7 @@ class About:
     trusted : tuple of str
     model : callable, optional
         Makes the torch module.
+    task : str
     """
 
     name: str
@@ -52,6 +56,17 @@ class About:
     output: Output
     trusted: tuple[str, ...]
     model: Callable[[], nn.Module] | None
+    task: Task = "classification"
+
+    @property
+    def columns(self) -> Sequence[str] | None:
+        """Names of a classifier's ``classes_``; the outputs of other tasks have no names of their own."""
+        return self.own if self.task == "classification" else None
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The names of outputs in the model's own order."""
+        return self.own or self.classes
 
 
 def check_kind(file: Path, model: Callable[[], nn.Module] | None) -> None:
@@ -98,13 +113,16 @@ def external_files(file: Path) -> list[Path]:
 
 
 def _onnx(file: Path, about: About) -> Member:
-    return OnnxMember(file, name=about.name, output=about.output, classes=about.own or about.classes)
+    return OnnxMember(
+        file, name=about.name, output=about.output, classes=about.names, task=about.task
+    )
 
 
 def _skops(file: Path, about: About) -> Member:
     estimator = load_skops(file.read_bytes(), about.trusted, file)
     kind: Any = SklearnMember if library_of(estimator) is None else BoostedMember
-    return kind(estimator, name=about.name, classes=about.classes, columns=about.own)
+    classes = about.classes if about.task == "classification" else about.names
+    return kind(estimator, name=about.name, classes=classes, columns=about.columns, task=about.task)
 
 
 def _module(file: Path, about: About) -> Member:
@@ -113,9 +131,9 @@ def _module(file: Path, about: About) -> Member:
     assert about.model is not None
     module = make_module(about.model)
     module.load_state_dict(load_file(file))
-    classes = about.own or about.classes
+    options: dict[str, Any] = {"output": about.output, "task": about.task}
     return TorchMember(
-        module.eval(), name=about.name, classes=classes, factory=about.model, output=about.output
+        module.eval(), name=about.name, classes=about.names, factory=about.model, **options
     )
 
 
@@ -127,7 +145,8 @@ def _xgboost(file: Path, about: About) -> Member:
     if (
         booster.attr("scikit_learn") is not None
     ):  # it was saved by XGBClassifier, which predicts up to the best iteration
-        model: Any = xgboost.XGBClassifier()
+        regressor = about.task == "regression"
+        model: Any = xgboost.XGBRegressor() if regressor else xgboost.XGBClassifier()
         model.load_model(file)
         return _boosted(model, about)
     return _boosted(booster, about)
@@ -154,8 +173,8 @@ def _json(file: Path, about: About) -> Member:
 
 def _boosted(model: Any, about: About) -> Member:
     labels = getattr(model, "classes_", None)
-    if labels is None or len(labels) == 0:  # its outputs are in the order of indices
-        return BoostedMember(model, name=about.name, classes=about.own or about.classes)
+    if labels is None or len(labels) == 0 or about.task != "classification":  # in the order of indices
+        return BoostedMember(model, name=about.name, classes=about.names, task=about.task)
     return BoostedMember(model, name=about.name, classes=about.classes, columns=about.own)
 
 
@@ -170,15 +189,14 @@ READERS: dict[str, Callable[[Path, About], Member]] = {
 }
 
 
-def stored_predictions(
-    file: Path, uids: Path | None, name: str, classes: Sequence[str], output: Output
-) -> Member:
+def stored_predictions(file: Path, uids: Path | None, about: About) -> Member:
     """The member of stored predictions in a file; see
     :class:`ensdistill.teachers.existing.StoredPredictions`."""
+    name, output = about.name, about.output
     found = _array("uids", uids) if uids is not None else None
     if file.suffix == ".npy":
         values = _array("file", file)
-        reading: Any = (reading_of(name, values) or "logits") if output == "auto" else output
+        arrays = _read_as(name, values, about)
     else:
         from safetensors import SafetensorError
         from safetensors.numpy import load
@@ -187,18 +205,31 @@ def stored_predictions(
             arrays = load(file.read_bytes())
         except (OSError, SafetensorError) as error:
             raise ValueError(f"file: {file} cannot be read ({error})") from error
-        kinds = sorted({"logits", "probabilities"} & set(arrays))
-        if len(kinds) != 1 or output not in ("auto", kinds[0]):
+        wanted = ("means",) if about.task == "regression" else ("logits", "probabilities")
+        kinds = sorted({*wanted} & set(arrays))
+        if len(kinds) != 1 or (output not in ("auto", kinds[0]) and about.task != "regression"):
             raise ValueError(
-                f"file: {file}: expected logits or probabilities; got {', '.join(sorted(arrays))}"
+                f"file: {file}: expected {' or '.join(wanted)}; got {', '.join(sorted(arrays))}"
             )
         if found is not None and "uids" in arrays:
             raise ValueError(f"uids: expected none, because {file} holds uids; got {uids}")
-        values, reading, found = arrays[kinds[0]], kinds[0], arrays.get("uids", found)
+        values, found = arrays[kinds[0]], arrays.pop("uids", found)
+        spread = {"variances": arrays["variances"]} if "variances" in arrays and wanted == ("means",) else {}
+        arrays = {kinds[0]: values, **spread}
     found = np.arange(len(values)) if found is None else found
+    return ArrayMember(name=name, uids=found, classes=about.names, task=about.task, **arrays)
+
+
+def _read_as(name: str, values: np.ndarray, about: About) -> dict[str, Any]:
+    """An array of predictions as arguments of ArrayMember, by the stated kind, or by the one that fits."""
+    if about.task == "regression":
+        mean, variance = split_moments(name, values, about.output)
+        return {"means": mean, "variances": variance}
+    known = sigmoids.reading_of if about.task == "multilabel" else reading_of
+    reading = (known(name, values) or "logits") if about.output == "auto" else about.output
     if reading == "probabilities":
-        return ArrayMember(name=name, probabilities=values, uids=found, classes=classes)
-    return ArrayMember(name=name, logits=as_logits(name, values, reading), uids=found, classes=classes)
+        return {"probabilities": values}
+    return {"logits": values if about.task == "multilabel" else as_logits(name, values, reading)}
 
 
 def _array(argument: str, file: Path) -> np.ndarray:

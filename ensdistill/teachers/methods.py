@@ -11,6 +11,7 @@ import numpy as np
 from ensdistill.common.optimization import Optimization
 from ensdistill.common.random import random_generator
 from ensdistill.common.scalars import plain_fields
+from ensdistill.data.tasks import strata_of
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Seeds:
 @dataclass(frozen=True)
 class Bagging:
     """Seeds, and rows of each member's own (Breiman, 1996, "Bagging Predictors"), drawn within each class: a
-    class keeps its share, and none is missing.
+    class keeps its share, and none is missing. Rows of other tasks are drawn at random.
 
     Parameters
     ----------
@@ -56,8 +57,9 @@ class Bagging:
 
     def rows(self, labels: np.ndarray, seed: int) -> np.ndarray:
         """Positions, int64, in growing order."""
-        present = np.unique(labels)
-        if len(present) < 2:
+        strata = strata_of(labels)  # rows of other tasks are drawn from one set
+        present = np.unique(strata)
+        if len(present) < 2 and labels.ndim == 1:
             raise ValueError(
                 "labels: expected rows of at least two classes to draw from; all are of class "
                 f"{present.tolist()}"
@@ -65,7 +67,7 @@ class Bagging:
         generator = random_generator("bagging", seed)
         drawn = []
         for value in present:
-            places = np.flatnonzero(labels == value)
+            places = np.flatnonzero(strata == value)
             drawn.append(
                 generator.choice(places, max(1, round(self.share * len(places))), replace=self.replace)
             )

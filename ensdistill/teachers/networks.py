@@ -17,11 +17,13 @@ from ensdistill.common.random import derive_seed
 from ensdistill.data.batches import kind_of
 from ensdistill.data.samples import whole
 from ensdistill.teachers.jobs import Job, TrainingRows
-from ensdistill.teachers.members import Member, TorchMember
+from ensdistill.teachers.members import Member, Standardised, TorchMember
 from ensdistill.teachers.members.dtypes import as_float32, tables
 from ensdistill.teachers.members.inputs import as_batch
+from ensdistill.teachers.members.outputs import Output
 from ensdistill.teachers.methods import FastGeometric, Snapshot, as_method
 from ensdistill.teachers.stack import Status, Watch, train_stack, train_trajectory
+from ensdistill.teachers.stack.objectives import units_of
 
 if TYPE_CHECKING:
     from ensdistill.teachers.recipes import TorchMembers
@@ -37,11 +39,27 @@ def fit(
     """Train the jobs' modules together; of snapshots and fast geometric cycles the jobs are those of one
     training."""
     train = _trajectory if recipe.one_training else _stack
+    if recipe.variance and data.task != "regression":
+        raise ValueError(
+            f"variance: {recipe.name}: expected with the task regression alone; got labels of {data.task}"
+        )
     modules = train(recipe, data, jobs, checkpoint, watch)
     factory = None if module_recipe(recipe.model) is None else recipe.model
     for job, trained in zip(jobs, modules, strict=True):
         module = trained.inner if isinstance(trained, Unpacked) else trained
-        yield job, TorchMember(module, name=job.name, classes=data.classes, factory=factory, output="logits")
+        yield job, _member(recipe, module, job, data, factory)
+
+
+def _member(
+    recipe: TorchMembers, module: nn.Module, job: Job, data: TrainingRows, factory: Callable[[], nn.Module] | None
+) -> Member:
+    """The trained module as a member; a regressor's numbers get the units of the rows that it learned from."""
+    named: dict[str, Any] = {"name": job.name, "classes": data.classes, "factory": factory}
+    if data.task != "regression":
+        return TorchMember(module, output="logits", task=data.task, **named)
+    output: Output = "mean_and_log_variance" if recipe.variance else "mean"
+    member = TorchMember(module, output=output, task="regression", **named)
+    return Standardised(member, *units_of(data.labels[job.rows]))
 
 
 class Unpacked(nn.Module):
@@ -118,6 +136,7 @@ def _embeds(recipe: TorchMembers) -> bool:
 def _common(recipe: TorchMembers, data: TrainingRows, checkpoint: Path | None) -> dict[str, Any]:
     common: dict[str, Any] = {
         "classes": len(data.classes),
+        "variance": recipe.variance,
         "augment": recipe.augment,
         "device": recipe.device,
     }

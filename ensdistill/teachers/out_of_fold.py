@@ -4,7 +4,9 @@ folds."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,18 +14,17 @@ from ensdistill.common.combiners import Combiner
 from ensdistill.common.random import derive_seed
 from ensdistill.data import BadRows, Rows
 from ensdistill.data.copies import stratified_folds
+from ensdistill.data.tasks import strata_of
+from ensdistill.teachers import held_out as fits
 from ensdistill.teachers.ensemble import Ensemble
 from ensdistill.teachers.existing import ExistingMembers
 from ensdistill.teachers.jobs import TrainingRows
-from ensdistill.teachers.planning import check_classes_alone
+from ensdistill.teachers.predict import over_parts, predicted
 from ensdistill.teachers.prepared import prepare_recipes
 from ensdistill.teachers.recipes import Recipe
 from ensdistill.teachers.requirements import check_weights
 from ensdistill.teachers.stack import Watch
 from ensdistill.teachers.train import Planned, Training, train
-
-PRIORS = (1.0, 0.1, 0.0)  # shares of the prior for equal weights that a selection tries
-CROSSED = 3  # parts of the rows by which they are compared
 
 
 def train_ensemble(
@@ -38,7 +39,7 @@ def train_ensemble(
     select: bool = False,
     folder: Path | str | None = None,
     progress: bool | Watch | None = None,
-) -> tuple[Ensemble, np.ndarray]:
+) -> tuple[Any, Any]:
     """Train the members on all labelled rows, calibrated and weighted by their predictions on held-out folds
     of the same rows.
 
@@ -49,14 +50,17 @@ def train_ensemble(
         :class:`ensdistill.teachers.recipes.SklearnMembers`.
     labelled : Rows
         All with labels. Samples of any kind: each recipe has a preprocess, which is fitted to all of them
-        without their labels. Their weights count in the members' fits, in temperatures and in weights.
+        without their labels. Their weights count in the members' fits, in temperatures and in weights. The
+        form of the labels decides the task.
     classes : sequence of str
+        Or the names of the labels, or of the numbers.
     folds : int
-        Stratified folds (Wolpert, 1992, "Stacked Generalization"): each row's held-out prediction is by
+        Folds, stratified by class (Wolpert, 1992, "Stacked Generalization"): each row's held-out prediction is by
         members that did not see it, nor a copy of it: rows with equal inputs are in one fold.
     seed : int
         The folds, and (with its name) every member's seed.
     combiner : {"prob", "logit", "log_prob"}
+        Of regressors prob alone.
     prior_rows : float
         See :func:`ensdistill.teachers.fitting.calibration.fit_weights`. Measured on digits with 200 labelled
         rows and seven members: weights fitted without a prior lose to equal ones (97.6 % against 98.35 %),
@@ -74,16 +78,17 @@ def train_ensemble(
 
     Returns
     -------
-    ensemble : Ensemble
-    held_out : ndarray [K, N, C], float32
-        Raw logits (no temperature) for ``labelled``, by members that did not see the row. NaN for members
-        that exist already and may have been trained on these rows (see :mod:`ensdistill.teachers.existing`).
+    ensemble : Ensemble or RegressionEnsemble
+    held_out : ndarray [K, N, C], float32, or Moments [K, N, D]
+        Raw logits (no temperature) for ``labelled``, or the means and variances of regressors, by members
+        that did not see the row. NaN for members that exist already and may have been trained on these rows
+        (see :mod:`ensdistill.teachers.existing`).
 
     Raises
     ------
     ValueError
-        Bad arguments, a class with fewer rows than folds, or a member whose logits are NaN or infinite (names
-        member and rows).
+        Bad arguments, a recipe of another task, a class with fewer rows than folds, or a member whose
+        predictions are NaN or infinite (names member and rows).
 
     Examples
     --------
@@ -105,10 +110,10 @@ def train_ensemble(
             f"recipes: expected different names; {names.count(twice[0])} are called {twice[0]!r}; give each "
             "its own name: name="
         )
-    check_classes_alone("labelled", labelled)
+    task = labelled.task
     _check_rows(labelled, classes, folds)
     parts = stratified_folds(
-        labelled.inputs, labelled.labels, folds, derive_seed("folds", seed), labelled.groups
+        labelled.inputs, strata_of(labelled.labels), folds, derive_seed("folds", seed), labelled.groups
     )
     planned: Planned = []
     for recipe in prepare_recipes(recipes, labelled.inputs, len(classes), seed):
@@ -125,82 +130,30 @@ def train_ensemble(
         made = train(training, dict, device=device, folder=home, progress=progress)
     except BadRows as error:
         raise ValueError(f"{error}, of uid {labelled.uids[error.rows[0]]}") from error
-    held_out = np.full((len(names), len(labelled), len(classes)), np.nan, np.float32)
+    held_out = fits.unknown_predictions(len(names), len(labelled), len(classes), task)
     for job in training.jobs:
         if job.part is not None:
             held_out[names.index(job.name), parts[job.part][1]] = made[job.key]
-    ensemble = Ensemble.from_members([made[name] for name in names], combiner=combiner, classes=classes)
+    members = [made[name] for name in names]
+    ensemble: Any = Ensemble.from_members(members, combiner=combiner, classes=classes, task=task)
     existing = [recipe for recipe in recipes if isinstance(recipe, ExistingMembers)]
     for name in (name for recipe in existing if recipe.held_out for name in recipe.names()):
         asked = ensemble.only(name).for_uids(labelled.uids)
-        held_out[names.index(name)] = asked.raw_logits(labelled.inputs)[0]
-    temperatures = {name: t for recipe in existing for name, t in recipe.temperatures().items()}
-    ensemble.temperatures = np.array([temperatures.get(name, 1.0) for name in names])
-    _fit(ensemble, held_out, labelled, prior_rows, select)
-    return ensemble, held_out
-
-
-def _fit(ensemble: Ensemble, held_out: np.ndarray, labelled: Rows, prior_rows: float, select: bool) -> None:
-    """Fit temperatures and weights to the held-out logits.
-
-    Members without such logits keep their temperature and an equal share of the weight, the others share the
-    rest. The mixture of all has then no logits that its temperature could be fitted to, so it stays 1.
-    """
-    judged = ~np.isnan(held_out).any((1, 2))
-    if not judged.any():
-        return
-    part = ensemble if judged.all() else ensemble.only(*np.array(ensemble.names)[judged])
-    part.calibrate(held_out[judged], labelled.labels, sample_weight=labelled.weights)
-    _weigh(part, held_out[judged], labelled, prior_rows, select)
-    if part is not ensemble:
-        ensemble.temperatures[judged] = part.temperatures
-        ensemble.weights[judged] = part.weights * judged.mean()
-
-
-def _weigh(ensemble: Ensemble, held_out: np.ndarray, labelled: Rows, prior_rows: float, select: bool) -> None:
-    """Fit weights to held-out logits [K, N, C], of those members alone that the greedy selection takes where
-    ``select`` is set.
-
-    A prior for equal weights costs much where members are unequal, and nothing else guards few rows. So a
-    selection is made with the prior, with a tenth of it and without it, and the one stays that has the least
-    NLL on rows that it was not fitted to.
-    """
-    counted = np.ones(len(labelled), bool) if labelled.weights is None else labelled.weights > 0
-    rows, z = labelled.take(np.flatnonzero(counted)), held_out[:, counted]
-    if not select:
-        ensemble.weigh(z, rows.labels, prior_rows=prior_rows, sample_weight=rows.weights)
-        return
-    priors = list(dict.fromkeys(prior_rows * share for share in PRIORS))
-    losses = [_loss_of_selection(ensemble, z, rows, prior) for prior in priors]
-    chosen = _selected(ensemble, z, rows, priors[int(np.argmin(losses))])
-    ensemble.weights = np.zeros(len(ensemble))
-    ensemble.weights[np.isin(ensemble.names, chosen.names)] = chosen.weights
-    ensemble.temperature = chosen.temperature
-
-
-def _selected(ensemble: Ensemble, z: np.ndarray, rows: Rows, prior_rows: float) -> Ensemble:
-    """The members that a selection takes, weighed."""
-    names = ensemble.select(z, rows.labels, prior_rows=prior_rows).names
-    own = z[np.isin(ensemble.names, names)]
-    return ensemble.only(*names).weigh(own, rows.labels, prior_rows=prior_rows, sample_weight=rows.weights)
-
-
-def _loss_of_selection(ensemble: Ensemble, z: np.ndarray, rows: Rows, prior_rows: float) -> float:
-    """The NLL of selections, each on the rows that it was not fitted to."""
-    losses = np.zeros(len(rows))
-    for part in range(CROSSED):
-        held = np.arange(len(rows)) % CROSSED == part
-        if not held.any() or held.all():
-            continue
-        chosen = _selected(ensemble, z[:, ~held], rows.take(np.flatnonzero(~held)), prior_rows)
-        logits = chosen.apply_temperatures(z[np.isin(ensemble.names, chosen.names)][:, held])
-        p = chosen.combine(logits)[np.arange(held.sum()), rows.labels[held]]
-        losses[held] = -np.log(np.maximum(p, np.finfo(np.float64).eps))
-    return float(np.average(losses, weights=rows.weights))
+        held_out[names.index(name)] = over_parts(
+            labelled.inputs, partial(predicted, asked.members[0], names=classes)
+        )
+    if task != "regression":
+        temperatures = {name: t for recipe in existing for name, t in recipe.temperatures().items()}
+        ensemble.temperatures = np.array([temperatures.get(name, 1.0) for name in names])
+    fits.fit(ensemble, held_out, labelled, prior_rows, select)
+    return ensemble, fits.as_predictions(held_out)
 
 
 def _check_rows(labelled: Rows, classes: Sequence[str], folds: int) -> None:
     rows, count = len(labelled), len(classes)
+    if labelled.task != "classification":
+        _check_table(labelled, classes, folds)
+        return
     if rows == 0 or labelled.labels.min() < 0 or labelled.labels.max() >= count:
         raise ValueError(
             f"labelled: expected rows with labels in 0..{count - 1}; got {rows} rows, labels "
@@ -213,3 +166,15 @@ def _check_rows(labelled: Rows, classes: Sequence[str], folds: int) -> None:
             f"folds: expected 2 to {per_class[rare]}, the rows of the rarest class ({classes[rare]!r}); got "
             f"{folds}"
         )
+
+
+def _check_table(labelled: Rows, classes: Sequence[str], folds: int) -> None:
+    """Raise ValueError for labels of several columns that are not those of ``classes``, or lack a row's."""
+    rows, shape = len(labelled), list(labelled.labels.shape)
+    if rows == 0 or shape[1] != len(classes) or not labelled.known.all():
+        raise ValueError(
+            f"labelled: expected rows with labels [N, {len(classes)}], each with a known one; got {shape}, "
+            f"{int((~labelled.known).sum())} rows without"
+        )
+    if not 2 <= folds <= rows:
+        raise ValueError(f"folds: expected 2 to {rows}, the number of rows; got {folds}")

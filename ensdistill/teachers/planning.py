@@ -13,12 +13,14 @@ from torch import nn
 from ensdistill.common.describe import class_path, module_recipe
 from ensdistill.common.optimization import Optimization
 from ensdistill.common.skops_files import untrusted_types
-from ensdistill.data import Rows, check_finite
+from ensdistill.common.tasks import Task, check_task
+from ensdistill.data import BadRows, Rows, as_multilabels, as_numbers, check_finite
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.data.batches.images import IMAGES
 from ensdistill.data.labels import as_labels
 from ensdistill.data.rows import as_weights
 from ensdistill.data.samples import as_samples
+from ensdistill.data.tasks import known_rows
 from ensdistill.teachers.jobs import Job, TrainingRows
 from ensdistill.teachers.members.base import as_classes
 from ensdistill.teachers.members.boosted import library_of
@@ -45,6 +47,7 @@ class Settings:
     n_jobs: int | None
     stored: bool  # whether members are kept in a folder
     preprocess: Any = "auto"
+    variance: bool = False
 
 
 def plan(
@@ -160,6 +163,7 @@ def _recipe(factory: Any, optimization: Optimization, names: list[str], settings
         "optimization": optimization,
         "augment": settings.augment,
         "way": settings.way,
+        "variance": settings.variance,
     }
     return TorchMembers(factory, device=settings.device, **kept)
 
@@ -207,33 +211,21 @@ def _called(factory: Any) -> str:
     return "member" if recipe is None else recipe["class_path"].rpartition(".")[2].lower()
 
 
-def check_classes_alone(argument: str, rows: Rows) -> None:
-    """Raise ValueError for rows of another task, for which there are no recipes."""
-    if rows.task != "classification":
-        raise ValueError(
-            f"{argument}: expected rows with classes; got labels of {rows.task}: recipes train classifiers. "
-            "Fit the models with their own library, and pass them to Ensemble.from_members"
-        )
-
-
-def as_data(data: Any, classes: Sequence[str] | None, sample_weight: Any = None) -> TrainingRows:
-    """The rows to learn from, checked: labels as indices, classes by name, and weights if there are any."""
+def as_data(
+    data: Any, classes: Sequence[str] | None, sample_weight: Any = None, task: Task | None = None
+) -> TrainingRows:
+    """The rows to learn from, checked: labels in the form of the task, names, and weights if there are any."""
     if not isinstance(data, Rows) and not (isinstance(data, tuple) and len(data) == 2):
         raise TypeError(f"data: expected Rows, or a tuple of inputs and labels; got {class_path(type(data))}")
     given, own = (data.inputs, data.labels) if isinstance(data, Rows) else data
-    if isinstance(data, Rows):
-        check_classes_alone("data", data)
     _check_same_index("labels", own, given)
     inputs = _inputs(given)
     shape = list(inputs.shape) if isinstance(inputs, np.ndarray) else [len(inputs)]
     flat = isinstance(inputs, np.ndarray) and len(shape) < 2
-    if len(inputs) == 0 or flat or [*np.shape(own)] != shape[:1]:
+    columns = np.shape(own)[1:] if isinstance(data, Rows) or task not in (None, "classification") else ()
+    if len(inputs) == 0 or flat or [*np.shape(own)] != [*shape[:1], *columns]:
         raise ValueError(f"data: expected inputs [N, ...] and labels [N]; got {shape} and {[*np.shape(own)]}")
-    labels, names = as_labels(own, as_classes("the ensemble", classes), indices=isinstance(data, Rows))
-    if len(np.unique(labels)) < 2:
-        raise ValueError(
-            f"data: expected rows of at least two classes; all are of class {names[labels[0]]!r}"
-        )
+    labels, names = _labels(data, own, as_classes("the ensemble", classes), task)
     _check_same_index("sample_weight", sample_weight, given)
     if isinstance(data, Rows) and data.weights is not None:
         if sample_weight is not None:
@@ -245,6 +237,32 @@ def as_data(data: Any, classes: Sequence[str] | None, sample_weight: Any = None)
         names,
         None if sample_weight is None else as_weights("sample_weight", sample_weight, len(inputs)),
     )
+
+
+def _labels(
+    data: Any, own: Any, names: tuple[str, ...] | None, task: Task | None
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels in the form of their task, and the names of the classes, the labels or the numbers."""
+    found = data.task if isinstance(data, Rows) else check_task(task or "classification")
+    if task not in (None, found):
+        raise ValueError(f"task: expected {found}, of which the labels of the rows are; got {task}")
+    if found == "classification":
+        labels, classes = as_labels(own, names, indices=isinstance(data, Rows))
+        if len(np.unique(labels)) < 2:
+            raise ValueError(
+                f"data: expected rows of at least two classes; all are of class {classes[labels[0]]!r}"
+            )
+        return labels, classes
+    convert = as_multilabels if found == "multilabel" else as_numbers
+    labels = own if isinstance(data, Rows) else convert(own, argument="data")
+    if len(rows := np.flatnonzero(~known_rows(labels))):
+        raise BadRows(f"data: expected a label in each row; row {rows[0]} has none ({len(rows)} such rows)", rows)
+    count = labels.shape[1]
+    frame = getattr(own, "columns", None)
+    given = names or tuple(str(name) for name in (range(count) if frame is None else frame))
+    if len(given) != count:
+        raise ValueError(f"classes: expected {count} names, one for each column of the labels; got {list(given)}")
+    return labels, given
 
 
 def _inputs(given: Any) -> Any:

@@ -106,6 +106,15 @@ def answer_moments(member: Member, inputs: Any, names: Sequence[str] | None, mad
     return Moments(mean[:, order], None if variance is None else variance[:, order])
 
 
+def predicted(member: Member, inputs: Any, names: Sequence[str]) -> np.ndarray:
+    """A member's predictions as one array: logits, float32 [N, C]; of a regressor means and variances, float64
+    [N, 2, D], with NaN for variances that it does not give. Errors are those of :func:`answer`."""
+    if task_of(member) != "regression":
+        return np.asarray(answer(member, inputs, names), np.float32)
+    mean, variance = answer_moments(member, inputs, names, {})
+    return np.stack([mean, np.full_like(mean, np.nan) if variance is None else variance], axis=1)
+
+
 def answer_on(device: torch.device, member: Member, inputs: Any, classes: Sequence[str] | None) -> Tensor:
     """The same as a tensor on ``device``; logits of a torch member there are not copied."""
     own, rows = inner(member), count(inputs)

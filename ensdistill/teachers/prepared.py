@@ -147,6 +147,7 @@ def prepare_recipes(recipes: Sequence[Recipe], samples: Any, classes: int, seed:
     recipes : sequence of Recipe
     samples : ndarray [N, ...], or samples
     classes : int
+        Of another task the number of labels, or of numbers.
     seed : int
         The ensemble's.
 
@@ -196,7 +197,7 @@ def _prepared(
     preprocess = known[key]
     if isinstance(recipe, TorchMembers):
         example = samples[:1] if preprocess is None else preprocess(samples[:1])
-        model = completed(recipe.model, example, classes, preprocess)
+        model = completed(recipe.model, example, classes * (1 + recipe.variance), preprocess)
         recipe = recipe if model is recipe.model else replace(recipe, model=model)
     if preprocess is None:
         return recipe
@@ -238,9 +239,13 @@ def _takes_raw(estimator: Any) -> bool:
 
 
 def _takes_categories(estimator: Any) -> bool:
-    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+    from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
 
-    if isinstance(estimator, HistGradientBoostingClassifier):
+    if type(estimator) in (MultiOutputClassifier, MultiOutputRegressor):  # which pass frames on as they are
+        own = estimator.estimator
+        return library_of(own) is None and _takes_categories(own)
+    if isinstance(estimator, (HistGradientBoostingClassifier, HistGradientBoostingRegressor)):
         columns = estimator.categorical_features
         return isinstance(columns, str) and columns == "from_dtype"
     return library_of(estimator) is not None

@@ -3,8 +3,6 @@ job's YAML alike."""
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import tempfile
 import warnings
 from abc import ABC, abstractmethod
@@ -19,7 +17,6 @@ from sklearn.base import BaseEstimator
 from sklearn.multiclass import OneVsRestClassifier
 from torch import nn
 
-from ensdistill.common.completion import with_tuples
 from ensdistill.common.describe import class_path, describe, module_recipe
 from ensdistill.common.optimization import Optimization
 from ensdistill.common.random import derive_seed
@@ -28,9 +25,11 @@ from ensdistill.data import Rows
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.data.preprocess import as_setting, trusted_by
 from ensdistill.teachers import estimators, networks
+from ensdistill.teachers.built import built
 from ensdistill.teachers.jobs import Job, TrainingRows
 from ensdistill.teachers.members import SMOOTHING, Member, Output, load_member
 from ensdistill.teachers.members.boosted import check_keywords, library_of
+from ensdistill.teachers.members.moments import predictions_of
 from ensdistill.teachers.methods import FastGeometric, Method, Seeds, Snapshot, as_method
 from ensdistill.teachers.stack import Watch, Way
 from ensdistill.teachers.stack.fitting import (
@@ -152,7 +151,8 @@ def plan_jobs(
 
 @dataclass(frozen=True)
 class TorchMembers(Recipe):
-    """Members of one torch architecture.
+    """Members of one torch architecture. Labels of several columns are learned by the sum of their binary cross
+    entropies, numbers by the squared error after they are standardised.
 
     Parameters
     ----------
@@ -183,6 +183,9 @@ class TorchMembers(Recipe):
         as they are, tables by :class:`ensdistill.data.preprocess.TableDefaults`, texts by
         :class:`ensdistill.data.preprocess.HashedNgrams`, images by
         :class:`ensdistill.data.preprocess.ImageTransform`.
+    variance : bool
+        Of a regression: the model returns two numbers for each one of a row, all means and then the
+        logarithms of all variances, and learns both by the Gaussian NLL. By default it returns the means.
 
     Examples
     --------
@@ -201,6 +204,7 @@ class TorchMembers(Recipe):
     device: str = "cpu"
     checkpoint_every: int = 256
     preprocess: Any = "auto"
+    variance: bool = False
 
     def __post_init__(self) -> None:
         plain_fields(self)
@@ -239,6 +243,7 @@ class TorchMembers(Recipe):
             self.way,
             torch.__version__,
             self.count if self.one_training else 0,
+            *(["variance"] if self.variance else []),  # earlier digests hold
         ]
         return [describe(self.model), None if self.augment is None else describe(self.augment), *made]
 
@@ -277,7 +282,10 @@ class SklearnMembers(Recipe):
     estimator : estimator
         A classifier; or a regressor of scikit-learn, which is fitted to one column per class (1 for the
         class, -1 for the others) and whose predictions serve as logits once they are calibrated (a
-        least-squares classifier, for example ``KernelRidge``). In a config its ``class_path`` and
+        least-squares classifier, for example ``KernelRidge``). For several labels a classifier that takes
+        them: a forest, or ``MultiOutputClassifier``, ``ClassifierChain`` or ``OneVsRestClassifier`` around
+        another. ``MultiOutputClassifier`` leaves rows out of the fit of a label that they lack; others take
+        no unknown labels. For numbers a regressor. In a config its ``class_path`` and
         ``init_args``; estimators within (of a pipeline, a vote) are written in the same way. A booster that
         stops early does so by a fifth of its rows, drawn by its seed.
     count : int
@@ -344,7 +352,7 @@ class SklearnMembers(Recipe):
     def __post_init__(self) -> None:
         plain_fields(self)
         object.__setattr__(self, "preprocess", as_setting(self.preprocess))
-        object.__setattr__(self, "estimator", _built(self.estimator))
+        object.__setattr__(self, "estimator", built(self.estimator))
         if not is_estimator(self.estimator):
             raise ValueError(
                 "estimator: expected one of scikit-learn, XGBoost, LightGBM or CatBoost that is to be "
@@ -433,16 +441,16 @@ class SklearnMembers(Recipe):
             warnings.simplefilter("ignore")  # of few rows and few steps; the training itself warns
             data = TrainingRows(labelled.inputs, labelled.labels, tuple(classes))
             ((_, member),) = self.fit(data, [Job(self.name, 0, rows, rows)])
-            answers = member.predict_logits(inputs)
+            answers = predictions_of(member, inputs)
             if answers.shape != (len(rows), len(classes)) or not np.isfinite(answers.max(1)).all():
                 raise ValueError(
                     f"expected finite answers [{len(rows)}, {len(classes)}]; got {list(answers.shape)}: "
                     f"{answers[0]}"
                 )
             member.save(folder)
-            if not np.allclose(
-                load_member(folder, self.trusted).predict_logits(inputs), answers, rtol=0, atol=1e-4
-            ):
+            again = predictions_of(load_member(folder, self.trusted), inputs)
+            unit = answers.std() if data.task == "regression" else 1.0
+            if not np.allclose(again, answers, rtol=0, atol=1e-4 * unit):
                 raise ValueError("saved and loaded again, it answers otherwise")
 
     def fit(
@@ -459,30 +467,6 @@ class SklearnMembers(Recipe):
         left, data = [job for job in jobs if job.key not in finished], self.weighed(data)
         fitting: dict[str, Any] = {"augment": self.augment, "refit": self.refit}
         yield from estimators.fit(self.whole, left, data, self.n_jobs, watch, **fitting, **options)
-
-
-def _built(value: Any) -> Any:
-    """The object of a config's ``class_path`` and ``init_args``, those within included; other values as they
-    are."""
-    if isinstance(value, list):
-        return [_built(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if not isinstance(path := value.get("class_path"), str):
-        return {key: _built(item) for key, item in value.items()}
-    arguments = {**(value.get("init_args") or {}), **(value.get("dict_kwargs") or {})}
-    module, _, name = path.rpartition(".")
-    try:
-        found = importlib.import_module(module)
-        cls = getattr(found, name, None)
-        if cls is None:
-            near = difflib.get_close_matches(name, dir(found), 1)
-            raise ValueError(
-                f"module {module!r} has no attribute {name!r}.{f' Did you mean {near[0]!r}?' if near else ''}"
-            )
-        return cls(**with_tuples(cls, {key: _built(item) for key, item in arguments.items()}))
-    except Exception as error:  # of an import, or of a constructor
-        raise ValueError(f"estimator: {path} can't be made: {type(error).__name__}: {error}") from error
 
 
 def check_name(name: str) -> None:

@@ -138,6 +138,8 @@ def check_weights(planned: Planned, data: TrainingRows) -> None:
 def _warn_of_missing_classes(fits: Estimators, data: TrainingRows) -> None:
     """Modules have an output for each class in any case; estimators do not learn classes that they have not
     seen."""
+    if data.task != "classification":
+        return
     missing = [
         data.classes[i] for i in sorted(set(range(len(data.classes))) - set(np.unique(data.labels).tolist()))
     ]

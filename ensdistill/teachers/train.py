@@ -19,7 +19,7 @@ from ensdistill.data import BadRows
 from ensdistill.data.samples import subset
 from ensdistill.teachers.jobs import Job, TrainingRows
 from ensdistill.teachers.members import Member, TorchMember, inner, load_member
-from ensdistill.teachers.predict import answer, over_parts
+from ensdistill.teachers.predict import over_parts, predicted
 from ensdistill.teachers.recipes import Recipe
 from ensdistill.teachers.stack import Watch
 from ensdistill.teachers.stack.validation import Seen, check_own
@@ -76,8 +76,8 @@ class Training:
     def results(
         self, jobs: Container[str], folder: Path | None, watch: Watch | None, finished: Container[str] = ()
     ) -> Iterator[tuple[Job, Recipe, Member | np.ndarray]]:
-        """Train these jobs: members as they are done, and of folds the logits [M, C] of the rows that they
-        hold out."""
+        """Train these jobs: members as they are done, and of folds the predictions for the rows that they
+        hold out, see :func:`ensdistill.teachers.predict.predicted`."""
         seen: Seen = {}
         for recipe, planned in self.planned:
             own = [job for job in planned if job.key in jobs]
@@ -93,8 +93,7 @@ class Training:
         rows = self.held[job.part if job.part is not None else -1]
         try:
             samples = subset(self.data.inputs, rows)
-            logits = over_parts(samples, lambda batch: answer(member, batch, self.data.classes))
-            return np.asarray(logits, np.float32)
+            return over_parts(samples, lambda batch: predicted(member, batch, self.data.classes))
         except BadRows as error:
             raise BadRows(
                 f"{error}; that row is row {rows[error.rows[0]]} of the labelled rows", rows[error.rows]
@@ -116,8 +115,8 @@ def train(
     ----------
     training : Training
     combine : callable
-        From the members by name, and the logits [M, C] that a fold's member gives for the rows held out, by
-        the jobs' keys.
+        From the members by name, and what a fold's member predicts for the rows held out, by the jobs' keys:
+        logits [M, C], or of a regressor [M, 2, D]; see :func:`ensdistill.teachers.predict.predicted`.
     device : str
         By which several processes talk to each other.
     folder : path, optional

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from ensdistill.common.describe import class_path
+from ensdistill.common.tasks import task_of
 from ensdistill.data import BadRows
 
 MEAN_AND = ("mean_and_variance", "mean_and_log_variance")
@@ -83,6 +84,14 @@ def moments_of(member: Any, inputs: Any) -> Moments:
         )
     mean, variance = member.predict_moments(inputs)
     return Moments(mean, variance)
+
+
+def predictions_of(member: Any, inputs: Any) -> np.ndarray:
+    """The means that a regressor predicts, float64 [N, D]; of any other member its logits, float32 [N, C]."""
+    if task_of(member) == "regression":
+        return moments_of(member, inputs).mean
+    logits: np.ndarray = member.predict_logits(inputs)
+    return logits
 
 
 def split_moments(name: str, values: np.ndarray, output: str) -> Moments:

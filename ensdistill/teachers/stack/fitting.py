@@ -12,18 +12,26 @@ from typing import Any
 import numpy as np
 
 from ensdistill.common.random import random_generator
+from ensdistill.common.tasks import Task
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.data.copies import equal_inputs
 from ensdistill.data.samples import whole
+from ensdistill.data.tasks import strata_of, task_of_labels
 from ensdistill.teachers.jobs import TrainingRows
 from ensdistill.teachers.members import BoostedMember, Member, SklearnMember
 from ensdistill.teachers.members.base import flat
 from ensdistill.teachers.members.boosted import library_of
 from ensdistill.teachers.members.categories import with_categories
+from ensdistill.teachers.stack.per_label import check_known, fit_labels, of_labels
 from ensdistill.teachers.stack.row_weights import fit_weighted
 
 HELD_OUT = 0.2  # of the rows of each class, where a booster stops early and no rows are left over
 TRIED = 8  # rows of each class in a trial
+TRIED_NUMBERS = 64  # rows of a regression
+_SEVERAL = {
+    "multilabel": "if it takes one label alone, wrap it: sklearn.multioutput.MultiOutputClassifier(estimator)",
+    "regression": "if it takes one number alone, wrap it: sklearn.multioutput.MultiOutputRegressor(estimator)",
+}
 
 # By library, the parameters that make a booster stop by rows it was not fitted to. LightGBM's has several
 # names.
@@ -179,7 +187,8 @@ def held_out(
         if len(judges):
             return rows, judges
     unique = np.unique(rows)
-    counts = np.bincount(data.labels[unique[useful[unique]]], minlength=len(data.classes))
+    strata = strata_of(data.labels)  # rows of other tasks are of one stratum
+    counts = np.bincount(strata[unique[useful[unique]]], minlength=int(strata.max()) + 1)
     quota = np.minimum(np.round(HELD_OUT * counts), np.maximum(counts - 1, 0))
     by_copies = unique[np.argsort(copies[unique], kind="stable")]
     sets = np.split(by_copies, np.flatnonzero(np.diff(copies[by_copies])) + 1)
@@ -187,7 +196,7 @@ def held_out(
     for place in random_generator("held out", seed).permutation(len(sets)):
         if not quota.any():
             break
-        classes, found = np.unique(data.labels[sets[place][useful[sets[place]]]], return_counts=True)
+        classes, found = np.unique(strata[sets[place][useful[sets[place]]]], return_counts=True)
         if len(classes) and (found <= quota[classes]).all():
             quota[classes] -= found
             drawn.append(sets[place])
@@ -217,8 +226,8 @@ def fitted(
     Parameters
     ----------
     estimator : estimator
-        A classifier, or a regressor, which is fitted to one column for each class (1 for the class, -1 for
-        the others).
+        Of the rows' task. For classes also a regressor, which is fitted to one column for each (1 for the
+        class, -1 for the others).
     name : str
         The member's, for messages.
     seed : int
@@ -240,10 +249,10 @@ def fitted(
                 allow_writing_files=False
             )  # members that are fitted at once would write to the same files
     more: dict[str, Any] = {}
-    present = np.unique(data.labels[rows])
+    present = np.unique(strata_of(data.labels)[rows])
     if stopping := stops_early(copy):
         rows, away = held_out(stopping, name, rows, data, seed, spare)
-        more = _evaluation(copy, *_arguments(copy, data.take(away), present))
+        more = _evaluation(copy, *_arguments(copy, name, data.take(away), present))
     elif splits_itself(copy, len(rows)):
         # The estimator's own split must not put copies of one row on both sides: it would stop by rows that
         # it is fitted to.
@@ -266,11 +275,18 @@ def fitted(
         portion = replace(
             data,
             inputs=np.concatenate(variants),
-            labels=np.tile(portion.labels, len(variants)),
+            labels=np.concatenate([portion.labels] * len(variants)),
             weights=weights,
         )
-    features, target, weights = _arguments(copy, portion, present)
-    return fit_weighted(copy, name, features, target, weights, more)
+    features, target, weights = _arguments(copy, name, portion, present)
+    if data.task == "multilabel" and of_labels(copy):
+        return fit_labels(copy, name, features, portion.labels, weights)
+    try:
+        return fit_weighted(copy, name, features, target, weights, more)
+    except ValueError as error:
+        if data.labels.ndim == 2 and data.labels.shape[1] > 1:
+            error.add_note(_SEVERAL[data.task])
+        raise
 
 
 def copy_of(estimator: Any) -> Any:
@@ -290,11 +306,17 @@ def features_of(samples: Any) -> Any:
 
 
 def _arguments(
-    estimator: Any, portion: TrainingRows, present: np.ndarray
+    estimator: Any, name: str, portion: TrainingRows, present: np.ndarray
 ) -> tuple[Any, np.ndarray, np.ndarray | None]:
     """Features, target and weights as the estimator takes them; ``present`` are the classes of the rows that
-    it is fitted to."""
-    from sklearn.base import is_regressor
+    it is fitted to.
+
+    Raises
+    ------
+    ValueError
+        The estimator is of another task than the rows, or takes no unknown labels.
+    """
+    from sklearn.base import is_classifier, is_regressor
 
     features, library = features_of(portion.inputs), library_of(estimator)
     if isinstance(features, np.ndarray):
@@ -305,11 +327,30 @@ def _arguments(
         and (columns := estimator.get_params().get("cat_features"))
     ):
         features = with_categories(features, columns)
+    if portion.task == "regression":
+        if is_classifier(estimator):
+            raise _of_other_task(name, estimator, "regression")
+        numbers = portion.labels
+        return features, numbers[:, 0] if numbers.shape[1] == 1 else numbers, portion.weights
+    if portion.task == "multilabel":
+        if is_regressor(estimator):
+            raise _of_other_task(name, estimator, "multilabel")
+        if not of_labels(estimator):
+            check_known(name, portion.labels)
+        return features, portion.labels.astype(np.int64), portion.weights
     if is_regressor(estimator):
         return features, 2.0 * np.eye(len(portion.classes))[portion.labels] - 1, portion.weights
     # XGBoost refuses labels with gaps.
     gaps = "xgboost" in libraries(estimator)
     return features, np.searchsorted(present, portion.labels) if gaps else portion.labels, portion.weights
+
+
+def _of_other_task(name: str, estimator: Any, task: Task) -> ValueError:
+    kinds = ("classifier", "regressor") if task == "multilabel" else ("regressor", "classifier")
+    return ValueError(
+        f"estimator: {name}: expected a {kinds[0]} for labels of the task {task}; got the {kinds[1]} "
+        f"{type(estimator).__name__}"
+    )
 
 
 def _evaluation(
@@ -336,20 +377,29 @@ def _evaluation(
 def as_member(
     estimator: Any, name: str, classes: Sequence[str], labels: np.ndarray, **options: Any
 ) -> Member:
-    """The member of an estimator that was fitted to rows with these labels, class indices; classes without a
-    row get probability 0."""
+    """The member of an estimator that was fitted to rows with these labels; classes without a row get
+    probability 0."""
+    cls: Any = SklearnMember if library_of(estimator) is None else BoostedMember
+    task = task_of_labels(labels) or "classification"
+    if task != "classification":
+        return cls(estimator, name=name, classes=classes, task=task, **options)
     own, present = getattr(estimator, "classes_", None), np.unique(labels)
     columns = None
     if own is not None:
         indices = np.asarray(own).astype(np.int64)
         columns = [classes[i] for i in (present[indices] if "xgboost" in libraries(estimator) else indices)]
-    if library_of(estimator) is None:
-        return SklearnMember(estimator, name=name, classes=classes, columns=columns, **options)
-    return BoostedMember(estimator, name=name, classes=classes, columns=columns, **options)
+    return cls(estimator, name=name, classes=classes, columns=columns, **options)
 
 
 def few_rows(labels: np.ndarray, first: np.ndarray | None = None) -> np.ndarray:
-    """Positions of up to ``TRIED`` rows of each class, in growing order; those where ``first`` [N] is true
-    come before others."""
+    """Positions of up to ``TRIED`` rows of each class, or with and without each label, in growing order; those
+    where ``first`` [N] is true come before others. Of numbers ``TRIED_NUMBERS`` rows from the least to the
+    largest."""
+    if labels.dtype == np.float64:
+        by_size = np.argsort(labels[:, 0], kind="stable")
+        chosen = by_size[np.linspace(0, len(labels) - 1, min(len(labels), TRIED_NUMBERS)).astype(np.int64)]
+        return np.unique(chosen if first is None else np.append(chosen, np.flatnonzero(first)[:TRIED]))
+    if labels.ndim == 2:
+        return np.unique(np.concatenate([few_rows(column.astype(np.int64), first) for column in labels.T]))
     order = np.arange(len(labels)) if first is None else np.argsort(~first, kind="stable")
     return np.sort(np.concatenate([order[labels[order] == value][:TRIED] for value in np.unique(labels)]))

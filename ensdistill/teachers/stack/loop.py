@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
-from torch.nn import functional as F
 
 from ensdistill.common.checkpoint import load_checkpoint, save_checkpoint
 from ensdistill.common.fingerprint import digest
@@ -22,6 +21,7 @@ from ensdistill.data.augmentation import Augmentation
 from ensdistill.teachers.channels_last import as_channels_last
 from ensdistill.teachers.members.logits import logits_of
 from ensdistill.teachers.stack.dropout import OwnDropout, keys
+from ensdistill.teachers.stack.objectives import Objective
 from ensdistill.teachers.stack.status import Status, Watch
 from ensdistill.teachers.stack.traits import Traits, traits
 
@@ -51,7 +51,7 @@ class Job:
         rows: list[np.ndarray],
         inputs: Tensor,
         labels: Tensor,
-        classes: int,
+        objective: Objective,
         optimization: Optimization,
         augment: Augmentation | None,
         augmented: list[int],
@@ -62,7 +62,7 @@ class Job:
         weights: np.ndarray | None = None,
     ) -> None:
         self.models, self.names, self.seeds, self.rows, self.augmented = models, names, seeds, rows, augmented
-        self.inputs, self.labels, self.classes = inputs, labels, classes
+        self.inputs, self.labels, self.objective = inputs, labels, objective
         # [models, N]: a row's weight over the mean weight of the model's rows, so that equal weights change
         # no bit.
         own = (
@@ -184,7 +184,7 @@ class Job:
             self.scheduler.step()
             losses.append(loss.detach())
             if self.watch is not None:
-                hits.append((logits.detach().argmax(-1) == labels.view(len(self.models), -1)).float().mean(1))
+                hits.append(self.objective.accuracies(logits.detach(), labels))
             if start + i + 1 in self.captures:
                 self._capture(self.captures[start + i + 1])
         mean = torch.stack(losses)  # [steps, models]; one synchronisation per block
@@ -223,12 +223,11 @@ class Job:
             else:
                 keys = torch.zeros(count, 2, dtype=torch.int32, device=inputs.device) if key is None else key
                 logits = self.stack(self.parameters, self.buffers, inputs.unflatten(0, (count, -1)), keys)
-        expected = (count, len(inputs) // count, self.classes)
+        expected = (count, len(inputs) // count, self.objective.outputs)
         if logits.shape != expected:
             raise ValueError(
-                f"{self.names[0]}: expected {self.classes} outputs per sample, one for each class: "
-                f"{list(expected[1:])}; "
-                f"got {list(logits.shape[1:])}"
+                f"{self.names[0]}: expected {self.objective.outputs} outputs per sample, "
+                f"{self.objective.expectation}: {list(expected[1:])}; got {list(logits.shape[1:])}"
             )
         return logits
 
@@ -241,10 +240,7 @@ class Job:
 
     def _losses(self, logits: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
         """The mean loss of each model, [models]; ``rows`` [models, batch] are the positions of the rows."""
-        loss = F.cross_entropy(
-            logits.flatten(0, 1), labels, reduction="none", label_smoothing=self.optimization.label_smoothing
-        )
-        loss = loss.view(len(logits), -1)
+        loss = self.objective.losses(logits, labels)
         return loss.mean(1) if self.weights is None else (loss * self.weights.gather(1, rows)).mean(1)
 
     @torch.no_grad()
@@ -266,6 +262,5 @@ class Job:
         augment = None if self.augment is None else [repr(self.augment), source_digest(type(self.augment))]
         model = [repr(self.models[0]), source_digest(type(self.models[0]))]
         data = [self.inputs, self.labels, self.rows, *([] if self.weights is None else [self.weights])]
-        return digest(
-            [model, start, self.seeds, self.optimization, augment, self.augmented, data, torch.__version__]
-        )
+        settings = [self.seeds, self.optimization, augment, self.augmented]
+        return digest([model, start, *settings, data, torch.__version__])

@@ -27,7 +27,9 @@ from ensdistill.common.optimizers import refuse_extras
 from ensdistill.common.progress import Progress, shifted
 from ensdistill.common.random import derive_seed
 from ensdistill.data.augmentation import Augmentation
+from ensdistill.data.tasks import task_of_labels
 from ensdistill.teachers.stack.loop import Job
+from ensdistill.teachers.stack.objectives import Objective
 from ensdistill.teachers.stack.side_by_side import SideBySide
 from ensdistill.teachers.stack.status import Watch
 from ensdistill.teachers.stack.strategies import (
@@ -59,6 +61,7 @@ def train_stack(
     seeds: Sequence[int],
     rows: Sequence[np.ndarray] | None = None,
     weights: np.ndarray | None = None,
+    variance: bool = False,
     optimization: Optimization | None = None,
     augment: Augmentation | None = None,
     augmented: Sequence[bool] | None = None,
@@ -70,17 +73,19 @@ def train_stack(
     progress: Progress | None = None,
     watch: Watch | None = None,
 ) -> list[nn.Module]:
-    """Train one model per seed with cross entropy.
+    """Train one model per seed on labels, by the loss of their task; see
+    :class:`ensdistill.teachers.stack.objectives.Objective`.
 
     Parameters
     ----------
     factory : callable
-        Makes a new, randomly initialised module that maps [N, ...] to logits [N, C]; torch's seed is set
-        before each call.
+        Makes a new, randomly initialised module that maps [N, ...] to logits [N, C], or to standardised
+        numbers [N, D]; torch's seed is set before each call.
     inputs : ndarray [N, ...], float32
     labels : ndarray [N], int64
+        Or in the form of another task, int8 [N, C] or float64 [N, D]; see :mod:`ensdistill.data.tasks`.
     classes : int
-        C; every label is in 0..C-1.
+        C; every label is in 0..C-1. Of other tasks the number of the labels' columns.
     seeds : sequence of int
         One per model: initialisation, order of the batches, augmentation and dropout.
     rows : sequence of int64 ndarray, optional
@@ -88,6 +93,8 @@ def train_stack(
         sample. All by default.
     weights : ndarray [N], float64, optional
         The loss of a row is multiplied by its weight over the mean weight of the model's rows.
+    variance : bool
+        Whether a model of regression returns 2 D outputs, the means and then the logarithms of the variances.
     optimization : Optimization, optional
     augment : Augmentation, optional
     augmented : sequence of bool, optional
@@ -117,7 +124,8 @@ def train_stack(
     Returns
     -------
     list of Module
-        In the order of ``seeds``, in eval mode, on ``device``.
+        In the order of ``seeds``, in eval mode, on ``device``. The numbers of a regression are in units of
+        the location and scale of the model's own rows, which ``objectives.units_of`` returns.
 
     Raises
     ------
@@ -156,7 +164,7 @@ def train_stack(
     count = len(seeds)
     rows = [np.arange(len(inputs), dtype=np.int64)] * count if rows is None else list(rows)
     names = [f"model {i}" for i in range(count)] if names is None else list(names)
-    check_data(inputs, labels, rows, names, count, classes, weights)
+    check_data(inputs, labels, rows, names, count, classes, weights, variance)
     augmented = [augment is not None] * count if augmented is None else list(augmented)
     if len(augmented) != count or (any(augmented) and augment is None):
         raise ValueError(
@@ -169,7 +177,10 @@ def train_stack(
     models = [_initialise(factory, seed) for seed in seeds]
     check_models(models, names)
     data = _tensors(inputs, labels, device)
-    check_ending(models[0], torch.from_numpy(np.ascontiguousarray(inputs[:2])), names[0])
+    outputs = classes * (1 + variance)
+    check_ending(
+        models[0], torch.from_numpy(np.ascontiguousarray(inputs[:2])), names[0], task_of_labels(labels)
+    )
 
     def job(
         group: Sequence[int],
@@ -178,13 +189,15 @@ def train_stack(
         stop: Event | None = None,
         known: Traits | None = None,
     ) -> Job:
+        own = [rows[i] for i in group]
+        objective = Objective.of(labels, own, outputs, optimization.label_smoothing, data[0].device)
         return Job(
             [(copy.deepcopy(models[i]) if copies else models[i]).to(device) for i in group],
             [names[i] for i in group],
             [seeds[i] for i in group],
-            [rows[i] for i in group],
+            own,
             *data,
-            classes,
+            objective,
             optimization,
             augment,
             [i for i, model in enumerate(group) if augmented[model]],
@@ -245,6 +258,7 @@ def train_trajectory(
     captures: Sequence[int],
     optimization: Optimization,
     weights: np.ndarray | None = None,
+    variance: bool = False,
     augment: Augmentation | None = None,
     name: str = "model",
     device: str | torch.device = "cpu",
@@ -266,13 +280,16 @@ def train_trajectory(
     ):
         raise ValueError(f"captures: expected growing steps in 1..{optimization.steps}; got {list(captures)}")
     rows = [np.arange(len(inputs), dtype=np.int64)]
-    check_data(inputs, labels, rows, [name], 1, classes, weights)
+    check_data(inputs, labels, rows, [name], 1, classes, weights, variance)
     check_fresh(factory, name, {})
     model = _initialise(factory, seed)
     data = _tensors(inputs, labels, device)
-    check_ending(model, torch.from_numpy(np.ascontiguousarray(inputs[:2])), name)
+    check_ending(model, torch.from_numpy(np.ascontiguousarray(inputs[:2])), name, task_of_labels(labels))
     refuse_extras(optimization)
     used = [] if augment is None else [0]
+    objective = Objective.of(
+        labels, rows, classes * (1 + variance), optimization.label_smoothing, data[0].device
+    )
     with _generators_kept(device), named([name], optimization):
         job = Job(
             [model.to(device)],
@@ -280,7 +297,7 @@ def train_trajectory(
             [seed],
             rows,
             *data,
-            classes,
+            objective,
             optimization,
             augment,
             used,

@@ -12,6 +12,8 @@ from torch import nn
 
 from ensdistill.common.describe import make_module
 from ensdistill.common.errors import is_out_of_memory
+from ensdistill.common.tasks import Task
+from ensdistill.data.tasks import known_rows, task_of_labels
 from ensdistill.teachers.members.dtypes import as_float32 as as_float32
 from ensdistill.teachers.members.dtypes import refusal
 from ensdistill.teachers.members.ending import ending
@@ -39,7 +41,9 @@ def check_fresh(factory: Callable[[], nn.Module], name: str, seen: Seen) -> None
         check_own([(name, first), (f"a second call for {name}", second)], seen)
 
 
-def check_ending(module: nn.Module, inputs: torch.Tensor, name: str) -> None:
+def check_ending(
+    module: nn.Module, inputs: torch.Tensor, name: str, task: Task | None = "classification"
+) -> None:
     """Raise ValueError for a module that ends in a softmax or a sigmoid, or that fails on inputs of this
     dtype.
 
@@ -58,6 +62,11 @@ def check_ending(module: nn.Module, inputs: torch.Tensor, name: str) -> None:
         raise refused from error
     finally:
         module.train(mode)
+    if end is not None and task == "regression":
+        raise ValueError(
+            f"factory: {name} ends in a {end}, whose outputs lie in 0..1; training expects standardised "
+            f"numbers, of which half are below 0: leave the {end} off"
+        )
     if end is not None:
         raise ValueError(
             f"factory: {name} ends in a {end}, whose outputs are probabilities; training expects logits. "
@@ -74,7 +83,14 @@ def check_data(
     count: int,
     classes: int,
     weights: np.ndarray | None = None,
+    variance: bool = False,
 ) -> None:
+    task = task_of_labels(labels)
+    if variance and task != "regression":
+        raise ValueError(
+            f"variance: {names[0] if names else None}: expected labels of regression beside it; got labels of "
+            f"{task}"
+        )
     if count == 0 or len(rows) != count or len(names) != count:
         raise ValueError(
             f"seeds, rows and names: expected one of each for each model; got {count}, {len(rows)} and "
@@ -82,13 +98,13 @@ def check_data(
         )
     if inputs.dtype != np.float32 or inputs.ndim < 2:
         raise ValueError(f"inputs: expected float32 [N, ...]; got {inputs.dtype} {list(inputs.shape)}")
-    if labels.shape != (len(inputs),) or labels.dtype != np.int64:
+    if task is None or len(labels) != len(inputs) or (labels.ndim == 2 and labels.shape[1] != classes):
         raise ValueError(
-            f"labels: expected int64 [{len(inputs)}], one for each input; got {labels.dtype} "
-            f"{list(labels.shape)}"
+            f"labels: expected int64 [{len(inputs)}], one for each input, or int8 or float64 "
+            f"[{len(inputs)}, {classes}]; got {labels.dtype} {list(labels.shape)}"
         )
     if weights is not None and (
-        weights.shape != labels.shape or not (np.isfinite(weights) & (weights >= 0)).all()
+        weights.shape != labels.shape[:1] or not (np.isfinite(weights) & (weights >= 0)).all()
     ):
         raise ValueError(
             f"weights: expected [{len(inputs)}], finite numbers of at least 0; got {weights.dtype} "
@@ -101,7 +117,10 @@ def check_data(
                 "positions"
             )
         used = labels[index]
-        if used.min() < 0 or used.max() >= classes:
+        if labels.ndim == 2 and not known_rows(used).all():
+            wrong = int(np.flatnonzero(~known_rows(used))[0])
+            raise ValueError(f"labels: {name}: expected a label in each row; row {index[wrong]} has none")
+        if task == "classification" and (used.min() < 0 or used.max() >= classes):
             wrong = int(np.flatnonzero((used < 0) | (used >= classes))[0])
             raise ValueError(
                 f"labels: {name}: expected 0..{classes - 1}; row {index[wrong]} has {used[wrong]}"

@@ -1,0 +1,82 @@
+"""``MultiOutputClassifier`` where labels are unknown, or alike in all rows of a fit: label by label."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ensdistill.data import BadRows
+from ensdistill.data import batches as b
+from ensdistill.data.tasks import UNKNOWN
+from ensdistill.teachers.stack.row_weights import fit_weighted
+
+
+def of_labels(estimator: Any) -> bool:
+    """Whether an estimator fits a copy of one classifier to each label."""
+    from sklearn.multioutput import MultiOutputClassifier
+
+    return type(estimator) is MultiOutputClassifier
+
+
+def check_known(name: str, labels: np.ndarray) -> None:
+    """Raise ValueError for labels [N, C] with unknown ones, which no other estimator takes."""
+    rows = np.flatnonzero((labels == UNKNOWN).any(1))
+    if len(rows):
+        raise BadRows(
+            f"labels: {name}: expected known labels; row {rows[0]} lacks {(labels[rows[0]] == UNKNOWN).sum()} "
+            f"of {labels.shape[1]} ({len(rows)} such rows). sklearn's MultiOutputClassifier(estimator), and "
+            "networks, leave these out of the fit",
+            rows,
+        )
+
+
+def fit_labels(estimator: Any, name: str, features: Any, labels: np.ndarray, weights: Any) -> Any:
+    """Fit a ``MultiOutputClassifier``, each copy to the rows whose label is known.
+
+    A label that is the same in all of these rows gets a constant classifier, because most others refuse one
+    class. Otherwise the copies are those that the estimator's own ``fit`` makes.
+
+    Parameters
+    ----------
+    estimator : MultiOutputClassifier
+    name : str
+        The member's, for messages.
+    features : ndarray [N, F], or a frame
+    labels : ndarray [N, C], int8
+        0, 1, and -1 for an unknown label.
+    weights : ndarray [N], or None
+
+    Raises
+    ------
+    ValueError
+        A label is unknown in all rows; names it.
+    """
+    from joblib import Parallel, delayed
+
+    fits = Parallel(n_jobs=estimator.n_jobs)(
+        delayed(_fit_one)(estimator.estimator, f"{name}, label {c}", features, column, weights)
+        for c, column in enumerate(labels.T)
+    )
+    estimator.estimators_ = fits
+    estimator.classes_ = [one.classes_ for one in fits]
+    for attribute in ("n_features_in_", "feature_names_in_"):
+        known = [getattr(one, attribute) for one in fits if hasattr(one, attribute)]
+        if known:
+            setattr(estimator, attribute, known[0])
+    return estimator
+
+
+def _fit_one(estimator: Any, name: str, features: Any, labels: np.ndarray, weights: Any) -> Any:
+    from sklearn.base import clone
+    from sklearn.dummy import DummyClassifier
+
+    rows = np.flatnonzero(labels != UNKNOWN)
+    if not len(rows):
+        raise ValueError(f"labels: {name}: expected a known value in some row; got none")
+    target = labels[rows].astype(np.int64)
+    chosen = features if len(rows) == len(labels) else b.take(features, rows)
+    constant = len(np.unique(target)) == 1
+    copy = DummyClassifier(strategy="prior") if constant else clone(estimator)
+    own = None if weights is None or constant else weights[rows]
+    return fit_weighted(copy, name, chosen, target, own, {})
