@@ -76,8 +76,8 @@ class ExistingMembers(Recipe):
             (asked,) = members_for((member,), few.uids, few.uids)
             if task_of(asked) != few.task:
                 raise ValueError(
-                    f"task: {member.name}: expected a member of the task {few.task}, as the labels are; got one "
-                    f"of {task_of(asked)}. A MemberFile and StoredPredictions have the setting task"
+                    f"task: {member.name}: expected a member of the task {few.task}, as the labels are; got "
+                    f"one of {task_of(asked)}. A MemberFile and StoredPredictions have the setting task"
                 )
             found = over_parts(few.inputs, partial(predicted, asked, names=classes))
             if (len(found), found.shape[-1]) != (len(few), len(classes)):
@@ -247,7 +247,8 @@ class MemberFile(ExistingMembers):
     held_out, preprocess
         See :class:`SavedEnsemble`.
     task : {"classification", "multilabel", "regression"}
-        The model's; ``output`` has the kinds of that task, see :class:`ensdistill.teachers.members.TorchMember`.
+        The model's; ``output`` has the kinds of that task, see
+        :class:`ensdistill.teachers.members.TorchMember`.
     """
 
     file: Path

@@ -1,8 +1,8 @@
-"""Held-out predictions of an ensemble's members, and the fits of temperatures, variances and weights to them."""
+"""Held-out predictions of members, and the fits of temperatures, variances and weights to them."""
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -27,8 +27,8 @@ def unknown_predictions(members: int, rows: int, names: int, task: Task) -> np.n
     return np.full((members, rows, names), np.nan, np.float32)
 
 
-def as_predictions(stored: np.ndarray) -> np.ndarray | Moments:
-    """Stored predictions as the fits take them: logits [K, N, C] as they are; of regressors the moments [K, N,
+def as_predictions(stored: np.ndarray) -> Any:
+    """Stored predictions as the fits take them: logits [K, N, C] as they are; of regressors moments [K, N,
     D], in which members without a variance have the mean of the others'."""
     if stored.ndim == 3:
         return stored

@@ -23,8 +23,8 @@ from ensdistill.teachers.members import (
     OnnxMember,
     SklearnMember,
     TorchMember,
+    sigmoids,
 )
-from ensdistill.teachers.members import sigmoids
 from ensdistill.teachers.members.boosted import library_of
 from ensdistill.teachers.members.moments import split_moments
 from ensdistill.teachers.members.outputs import Output, as_logits, reading_of
@@ -113,9 +113,7 @@ def external_files(file: Path) -> list[Path]:
 
 
 def _onnx(file: Path, about: About) -> Member:
-    return OnnxMember(
-        file, name=about.name, output=about.output, classes=about.names, task=about.task
-    )
+    return OnnxMember(file, name=about.name, output=about.output, classes=about.names, task=about.task)
 
 
 def _skops(file: Path, about: About) -> Member:
@@ -132,9 +130,7 @@ def _module(file: Path, about: About) -> Member:
     module = make_module(about.model)
     module.load_state_dict(load_file(file))
     options: dict[str, Any] = {"output": about.output, "task": about.task}
-    return TorchMember(
-        module.eval(), name=about.name, classes=about.names, factory=about.model, **options
-    )
+    return TorchMember(module.eval(), name=about.name, classes=about.names, factory=about.model, **options)
 
 
 def _xgboost(file: Path, about: About) -> Member:
@@ -208,9 +204,7 @@ def stored_predictions(file: Path, uids: Path | None, about: About) -> Member:
         wanted = ("means",) if about.task == "regression" else ("logits", "probabilities")
         kinds = sorted({*wanted} & set(arrays))
         if len(kinds) != 1 or (output not in ("auto", kinds[0]) and about.task != "regression"):
-            raise ValueError(
-                f"file: {file}: expected {' or '.join(wanted)}; got {', '.join(sorted(arrays))}"
-            )
+            raise ValueError(f"file: {file}: expected {' or '.join(wanted)}; got {', '.join(sorted(arrays))}")
         if found is not None and "uids" in arrays:
             raise ValueError(f"uids: expected none, because {file} holds uids; got {uids}")
         values, found = arrays[kinds[0]], arrays.pop("uids", found)

@@ -17,10 +17,11 @@ from ensdistill.common.random import derive_seed
 from ensdistill.data.batches import kind_of
 from ensdistill.data.samples import whole
 from ensdistill.teachers.jobs import Job, TrainingRows
-from ensdistill.teachers.members import Member, Standardised, TorchMember
+from ensdistill.teachers.members import Member, TorchMember
 from ensdistill.teachers.members.dtypes import as_float32, tables
 from ensdistill.teachers.members.inputs import as_batch
 from ensdistill.teachers.members.outputs import Output
+from ensdistill.teachers.members.standardised import Standardised
 from ensdistill.teachers.methods import FastGeometric, Snapshot, as_method
 from ensdistill.teachers.stack import Status, Watch, train_stack, train_trajectory
 from ensdistill.teachers.stack.objectives import units_of
@@ -51,15 +52,23 @@ def fit(
 
 
 def _member(
-    recipe: TorchMembers, module: nn.Module, job: Job, data: TrainingRows, factory: Callable[[], nn.Module] | None
+    recipe: TorchMembers,
+    module: nn.Module,
+    job: Job,
+    data: TrainingRows,
+    factory: Callable[[], nn.Module] | None,
 ) -> Member:
-    """The trained module as a member; a regressor's numbers get the units of the rows that it learned from."""
+    """The trained module as a member; a regressor predicts in the units of the rows that it learned from."""
     named: dict[str, Any] = {"name": job.name, "classes": data.classes, "factory": factory}
     if data.task != "regression":
         return TorchMember(module, output="logits", task=data.task, **named)
-    output: Output = "mean_and_log_variance" if recipe.variance else "mean"
-    member = TorchMember(module, output=output, task="regression", **named)
-    return Standardised(member, *units_of(data.labels[job.rows]))
+    location, scale = (values.tolist() for values in units_of(data.labels[job.rows]))
+    if factory is not None:
+        inner = factory if isinstance(factory, partial) else partial(factory)
+        named["factory"] = partial(Standardised, model=inner, location=location, scale=scale)
+    output: Output = "mean_and_variance" if recipe.variance else "mean"
+    whole = Standardised(module, location, scale).eval()
+    return TorchMember(whole, output=output, task="regression", **named)
 
 
 class Unpacked(nn.Module):

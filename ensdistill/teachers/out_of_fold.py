@@ -55,8 +55,9 @@ def train_ensemble(
     classes : sequence of str
         Or the names of the labels, or of the numbers.
     folds : int
-        Folds, stratified by class (Wolpert, 1992, "Stacked Generalization"): each row's held-out prediction is by
-        members that did not see it, nor a copy of it: rows with equal inputs are in one fold.
+        Folds, stratified by class (Wolpert, 1992, "Stacked Generalization"): each row's held-out
+        prediction is by members that did not see it, nor a copy of it: rows with equal inputs are in one
+        fold.
     seed : int
         The folds, and (with its name) every member's seed.
     combiner : {"prob", "logit", "log_prob"}

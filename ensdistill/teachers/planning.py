@@ -214,7 +214,7 @@ def _called(factory: Any) -> str:
 def as_data(
     data: Any, classes: Sequence[str] | None, sample_weight: Any = None, task: Task | None = None
 ) -> TrainingRows:
-    """The rows to learn from, checked: labels in the form of the task, names, and weights if there are any."""
+    """The rows to learn from, checked: labels in the form of the task, names, and any weights."""
     if not isinstance(data, Rows) and not (isinstance(data, tuple) and len(data) == 2):
         raise TypeError(f"data: expected Rows, or a tuple of inputs and labels; got {class_path(type(data))}")
     given, own = (data.inputs, data.labels) if isinstance(data, Rows) else data
@@ -256,12 +256,16 @@ def _labels(
     convert = as_multilabels if found == "multilabel" else as_numbers
     labels = own if isinstance(data, Rows) else convert(own, argument="data")
     if len(rows := np.flatnonzero(~known_rows(labels))):
-        raise BadRows(f"data: expected a label in each row; row {rows[0]} has none ({len(rows)} such rows)", rows)
+        raise BadRows(
+            f"data: expected a label in each row; row {rows[0]} has none ({len(rows)} such rows)", rows
+        )
     count = labels.shape[1]
     frame = getattr(own, "columns", None)
     given = names or tuple(str(name) for name in (range(count) if frame is None else frame))
     if len(given) != count:
-        raise ValueError(f"classes: expected {count} names, one for each column of the labels; got {list(given)}")
+        raise ValueError(
+            f"classes: expected {count} names, one for each column of the labels; got {list(given)}"
+        )
     return labels, given
 
 

@@ -107,8 +107,8 @@ def answer_moments(member: Member, inputs: Any, names: Sequence[str] | None, mad
 
 
 def predicted(member: Member, inputs: Any, names: Sequence[str]) -> np.ndarray:
-    """A member's predictions as one array: logits, float32 [N, C]; of a regressor means and variances, float64
-    [N, 2, D], with NaN for variances that it does not give. Errors are those of :func:`answer`."""
+    """A member's predictions as one array: logits, float32 [N, C]; of a regressor means and variances,
+    float64 [N, 2, D], with NaN for variances that it does not give. Errors are those of :func:`answer`."""
     if task_of(member) != "regression":
         return np.asarray(answer(member, inputs, names), np.float32)
     mean, variance = answer_moments(member, inputs, names, {})

@@ -151,7 +151,7 @@ def plan_jobs(
 
 @dataclass(frozen=True)
 class TorchMembers(Recipe):
-    """Members of one torch architecture. Labels of several columns are learned by the sum of their binary cross
+    """Members of one torch architecture. Several labels are learned by the sum of their binary cross
     entropies, numbers by the squared error after they are standardised.
 
     Parameters

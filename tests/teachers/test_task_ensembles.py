@@ -11,7 +11,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from torch import nn
 
 from ensdistill.data import Rows
-from ensdistill.teachers import Ensemble, RegressionEnsemble, train_ensemble
+from ensdistill.teachers import Ensemble, RegressionEnsemble
 from ensdistill.teachers.fitting.calibration import negative_log_likelihood
 from ensdistill.teachers.fitting.multilabel import fitted_rows
 from ensdistill.teachers.members import ArrayMember, CallableMember
@@ -308,16 +308,6 @@ def test_regression_ensembles_are_saved(tmp_path):
         ValueError, match="task: ndarray is a member of the task classification; got regression"
     ):
         RegressionEnsemble.from_members(Ensemble.load(tmp_path / "c").members)
-
-
-def test_recipes_train_classifiers_alone():
-    from ensdistill.teachers.recipes import SklearnMembers
-
-    rows = Rows(X, np.arange(80), Y[:, None])
-    with pytest.raises(ValueError, match=r"^labelled: expected rows with classes; got labels of regression"):
-        train_ensemble([SklearnMembers(LogisticRegression())], rows, classes=["y"])
-    with pytest.raises(ValueError, match=r"^data: expected rows with classes; got labels of regression"):
-        Ensemble.train(LogisticRegression(), rows, members=2)
 
 
 def test_a_cache_takes_classifiers_alone(tmp_path):

@@ -8,7 +8,6 @@
 ``CallableMember``    functions
 ``ArrayMember``       stored outputs
 ``Preprocessed``      any of these, with a preprocess of its own for raw samples
-``Standardised``      a regressor of standardised numbers, and the units of the data
 ====================  ==========================================================================
 
 A class of another package is a member if it has the attributes of :class:`Member`. It is saved with
@@ -37,7 +36,6 @@ from ensdistill.teachers.members.module import TorchMember
 from ensdistill.teachers.members.moments import Moments, split_moments
 from ensdistill.teachers.members.onnx import OnnxMember
 from ensdistill.teachers.members.preprocessed import Preprocessed, inner
-from ensdistill.teachers.members.standardised import Standardised
 from ensdistill.teachers.members.wrappers import check_not_exported, unwrapped
 
 __all__ = [
@@ -51,7 +49,6 @@ __all__ = [
     "Output",
     "Preprocessed",
     "SklearnMember",
-    "Standardised",
     "TorchMember",
     "as_member",
     "default_name",

@@ -18,7 +18,6 @@ from ensdistill.teachers.members.module import TorchMember
 from ensdistill.teachers.members.needs import check_needs
 from ensdistill.teachers.members.onnx import OnnxMember
 from ensdistill.teachers.members.preprocessed import Preprocessed
-from ensdistill.teachers.members.standardised import Standardised
 
 KINDS: dict[str, Loadable] = {
     "torch": TorchMember,
@@ -80,18 +79,7 @@ class _PreprocessedFiles:
         return member
 
 
-class _StandardisedFiles:
-    """Loads a regressor of standardised numbers, and its units."""
-
-    @staticmethod
-    def load(folder: Path, description: dict[str, Any], trusted: tuple[str, ...]) -> Standardised:
-        own = load_member(folder / "model", trusted)
-        member = Standardised(own, description["location"], description["scale"])
-        member.name = description["name"]
-        return member
-
-
-KINDS |= {"preprocessed": _PreprocessedFiles, "standardised": _StandardisedFiles}
+KINDS["preprocessed"] = _PreprocessedFiles
 
 
 def _valid_contents(folder: Path, member: Member, about: dict[str, Any]) -> list[str]:

@@ -19,7 +19,6 @@ from ensdistill.teachers.members.inputs import advice, as_batch, count
 from ensdistill.teachers.members.module import TorchMember
 from ensdistill.teachers.members.moments import Moments, moments_of
 from ensdistill.teachers.members.needs import needed, of_preprocess
-from ensdistill.teachers.members.standardised import Standardised
 
 
 class Preprocessed:
@@ -144,5 +143,5 @@ def share_preprocess(members: Sequence[Member]) -> None:
 
 
 def inner(member: Member) -> Member:
-    """The member within, of one with a preprocess or with units of its own; any other as it is."""
-    return inner(member.member) if isinstance(member, (Preprocessed, Standardised)) else member
+    """The member within, of one with a preprocess; any other as it is."""
+    return inner(member.member) if isinstance(member, Preprocessed) else member

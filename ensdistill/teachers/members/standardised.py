@@ -1,106 +1,76 @@
-"""A regressor that was trained on standardised numbers, as a member that predicts in the data's units."""
+"""Networks that work in standardised units, and predict in the data's."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
-from ensdistill.common.fingerprint import digest
-from ensdistill.common.tasks import Task, task_of
-from ensdistill.teachers.members.base import Member, content_of, own_source, parts_of, write_description
-from ensdistill.teachers.members.moments import Moments, moments_of
+from ensdistill.common.describe import make_module
+from ensdistill.teachers.members.logits import logits_of
 
 
-class Standardised:
-    """A regressor whose means are multiplied by a scale and shifted by a location.
+class Standardised(nn.Module):
+    """A regressor's network that was trained on standardised numbers, with the way back to the data's units.
 
     Parameters
     ----------
-    member : Member
-        Of the task regression; predicts D numbers in standardised units.
-    location, scale : array-like [D]
-        In the data's units; the scale is above 0.
+    model : Module, or callable
+        Maps inputs to [N, D], the means in standardised units; or to [N, 2 D], the means and then the
+        logarithms of the variances. Or what makes such a module.
+    location, scale : sequence of float [D]
+        ``location + scale * z`` are the data's units.
 
     Raises
     ------
     ValueError
-        A member of another task, or location and scale of other shapes or values.
+        Location and scale have unlike lengths, or hold a number that is not finite, or a scale of 0 or less.
 
     Examples
     --------
-    >>> from ensdistill.teachers.members import ArrayMember
-    >>> inner = ArrayMember(name="stored", means=np.array([[-1.0], [1.0]]), variances=np.ones((2, 1)))
-    >>> mean, variance = Standardised(inner, [100.0], [10.0]).predict_moments(np.zeros((2, 3)))
-    >>> mean.tolist(), variance.tolist()
-    ([[90.0], [110.0]], [[100.0], [100.0]])
+    >>> model = nn.Linear(3, 2)
+    >>> mean, variance = Standardised(model, location=[10.0], scale=[2.0])(torch.zeros(5, 3))
+    >>> torch.allclose(mean, 10 + 2 * model.bias[:1].double()), variance.shape
+    (True, torch.Size([5, 1]))
     """
 
-    task: Task = "regression"
+    location: Tensor
+    scale: Tensor
 
-    def __init__(self, member: Member, location: Sequence[float], scale: Sequence[float]) -> None:
-        if task_of(member) != "regression":
+    def __init__(
+        self,
+        model: nn.Module | Callable[[], nn.Module],
+        location: Sequence[float],
+        scale: Sequence[float],
+    ) -> None:
+        super().__init__()
+        middle, width = (np.array(values, np.float64) for values in (location, scale))
+        if middle.ndim != 1 or middle.shape != width.shape or not len(middle):
             raise ValueError(
-                f"member: {member.name}: expected a member of the task regression; got {task_of(member)}"
+                f"location, scale: expected a number for each of D outputs; got {list(middle.shape)} and "
+                f"{list(width.shape)}"
             )
-        self.member, self.name, self.classes = member, member.name, member.classes
-        self.location, self.scale = (np.asarray(one, np.float64) for one in (location, scale))
-        shape = self.location.shape
-        fits = self.classes is None or shape == (len(self.classes),)
-        good = np.isfinite(self.location).all() and (np.isfinite(self.scale) & (self.scale > 0)).all()
-        if len(shape) != 1 or self.scale.shape != shape or not fits or not good:
+        if not (np.isfinite(middle).all() and np.isfinite(width).all() and (width > 0).all()):
             raise ValueError(
-                f"location, scale: {member.name}: expected finite numbers [D], scales above 0; got "
-                f"{self.location.tolist()} and {self.scale.tolist()}"
+                f"location, scale: expected finite numbers, and scales above 0; got {middle.tolist()} and "
+                f"{width.tolist()}"
             )
+        self.model = model if isinstance(model, nn.Module) else make_module(model)
+        # In float64: float32 loses the digits of numbers that are far from 0 and near to each other.
+        self.register_buffer("location", torch.from_numpy(middle))
+        self.register_buffer("scale", torch.from_numpy(width))
 
-    @property
-    def parameters(self) -> int:
-        """Those of the member within."""
-        return self.member.parameters
+    def forward(self, *inputs: Any, **named: Any) -> Tensor | tuple[Tensor, Tensor]:
+        """Means, float64 [N, D], in the data's units; or a pair of means and variances."""
+        outputs = logits_of(self.model(*inputs, **named)).double()
+        count = self.location.shape[0]
+        mean = self.location + self.scale * outputs[:, :count]
+        if outputs.shape[1] == count:
+            return mean
+        return mean, self.scale.square() * outputs[:, count:].exp()
 
-    @property
-    def bytes(self) -> int:
-        """Those of the member within, and of location and scale."""
-        return self.member.bytes + self.location.nbytes + self.scale.nbytes
-
-    def predict_logits(self, inputs: Any) -> np.ndarray:
-        """Raise TypeError: a regressor has ``predict_moments``."""
-        return self.member.predict_logits(inputs)
-
-    def predict_moments(self, inputs: Any) -> Moments:
-        """Means and variances, float64 [N, D], in the data's units."""
-        from ensdistill.teachers.members.preprocessed import rows_for
-
-        mean, variance = moments_of(self.member, rows_for(self.member, inputs))
-        if mean.shape[1] != len(self.scale):
-            raise ValueError(
-                f"{self.name}: expected {len(self.scale)} numbers for each row; got {mean.shape[1]}"
-            )
-        spread = None if variance is None else variance * np.square(self.scale)
-        return Moments(mean * self.scale + self.location, spread)
-
-    def fingerprint(self) -> str:
-        """Digest of the member's own, and of location and scale."""
-        return digest(["standardised", self.member.fingerprint(), self.location, self.scale])
-
-    def fingerprint_parts(self) -> dict[str, str]:
-        """The member's parts, and ``units``."""
-        parts = parts_of(self.member) or {"member": self.member.fingerprint()}
-        return {**parts, "units": digest([self.location, self.scale]), **own_source(self)}
-
-    def saved_content(self) -> str:
-        """Digest of the saved files' content."""
-        return digest(["standardised", content_of(self.member), self.location, self.scale])
-
-    def untrusted(self, trusted: Sequence[str] = ()) -> list[str]:
-        """The types and classes that loading has to trust in addition to ``trusted``."""
-        return self.member.untrusted(trusted) if hasattr(self.member, "untrusted") else []
-
-    def save(self, folder: Path | str) -> None:
-        """Write the folder ``model``, and ``member.json``."""
-        self.member.save(Path(folder) / "model")
-        units = {"location": self.location.tolist(), "scale": self.scale.tolist()}
-        write_description(folder, self, "standardised", **units)
+    def extra_repr(self) -> str:
+        return f"numbers={self.location.shape[0]}"

@@ -29,8 +29,8 @@ HELD_OUT = 0.2  # of the rows of each class, where a booster stops early and no 
 TRIED = 8  # rows of each class in a trial
 TRIED_NUMBERS = 64  # rows of a regression
 _SEVERAL = {
-    "multilabel": "if it takes one label alone, wrap it: sklearn.multioutput.MultiOutputClassifier(estimator)",
-    "regression": "if it takes one number alone, wrap it: sklearn.multioutput.MultiOutputRegressor(estimator)",
+    "multilabel": "if it takes one label alone: sklearn.multioutput.MultiOutputClassifier(estimator)",
+    "regression": "if it takes one number alone: sklearn.multioutput.MultiOutputRegressor(estimator)",
 }
 
 # By library, the parameters that make a booster stop by rows it was not fitted to. LightGBM's has several
@@ -392,9 +392,11 @@ def as_member(
 
 
 def few_rows(labels: np.ndarray, first: np.ndarray | None = None) -> np.ndarray:
-    """Positions of up to ``TRIED`` rows of each class, or with and without each label, in growing order; those
-    where ``first`` [N] is true come before others. Of numbers ``TRIED_NUMBERS`` rows from the least to the
-    largest."""
+    """Positions of up to ``TRIED`` rows of each class, or with and without each label, in growing order.
+
+    Those where ``first`` [N] is true come before others. Of numbers ``TRIED_NUMBERS`` rows from the least to
+    the largest.
+    """
     if labels.dtype == np.float64:
         by_size = np.argsort(labels[:, 0], kind="stable")
         chosen = by_size[np.linspace(0, len(labels) - 1, min(len(labels), TRIED_NUMBERS)).astype(np.int64)]

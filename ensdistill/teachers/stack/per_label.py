@@ -24,9 +24,9 @@ def check_known(name: str, labels: np.ndarray) -> None:
     rows = np.flatnonzero((labels == UNKNOWN).any(1))
     if len(rows):
         raise BadRows(
-            f"labels: {name}: expected known labels; row {rows[0]} lacks {(labels[rows[0]] == UNKNOWN).sum()} "
-            f"of {labels.shape[1]} ({len(rows)} such rows). sklearn's MultiOutputClassifier(estimator), and "
-            "networks, leave these out of the fit",
+            f"labels: {name}: expected known labels; row {rows[0]} lacks "
+            f"{(labels[rows[0]] == UNKNOWN).sum()} of {labels.shape[1]} ({len(rows)} such rows). "
+            "sklearn's MultiOutputClassifier(estimator), and networks, leave these out of the fit",
             rows,
         )
 

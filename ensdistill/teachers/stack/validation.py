@@ -88,8 +88,8 @@ def check_data(
     task = task_of_labels(labels)
     if variance and task != "regression":
         raise ValueError(
-            f"variance: {names[0] if names else None}: expected labels of regression beside it; got labels of "
-            f"{task}"
+            f"variance: {names[0] if names else None}: expected labels of regression beside it; got "
+            f"labels of {task}"
         )
     if count == 0 or len(rows) != count or len(names) != count:
         raise ValueError(
