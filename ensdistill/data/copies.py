@@ -19,6 +19,7 @@ import xxhash
 from ensdistill.data.batches import unlike
 from ensdistill.data.reading import default_workers
 from ensdistill.data.samples import as_samples, form, sample_hashes, subset
+from ensdistill.data.tasks import strata_of
 
 if TYPE_CHECKING:
     from ensdistill.data import Split
@@ -202,6 +203,7 @@ def stratified_folds(
     ----------
     inputs : ndarray [N, ...], or samples of any kind
     labels : ndarray [N], int64
+        Or labels of another task, of which nothing is stratified; see :mod:`ensdistill.data.tasks`.
     folds, seed : int
     groups : ndarray [N], int64, optional
         Rows with one number are in one fold too; see :attr:`ensdistill.data.Rows.groups`.
@@ -226,6 +228,7 @@ def folds_of(
     """:func:`stratified_folds`, where the sets of rows that stay together are known, int64 [N]."""
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+    labels = strata_of(labels)
     unique = len(np.unique(groups)) == len(groups)
     splitter = (StratifiedKFold if unique else StratifiedGroupKFold)(
         folds, shuffle=True, random_state=seed % 2**32
@@ -320,12 +323,10 @@ def count_copies(split: Split, synthetic: Any = None, *, pool: bool = True) -> C
         split.labelled.inputs, split.pool.inputs, split.test.inputs, made
     )
     by_part = [np.isin(test, part) for part in (labelled, unlabelled if pool else test[:0], generated)]
-    groups, labels = (
-        np.concatenate([labelled, test]),
-        np.concatenate([split.labelled.labels, split.test.labels]),
-    )
-    pairs = np.unique(np.stack([groups, labels]), axis=1)
-    several, counts = np.unique(pairs[0], return_counts=True)
+    groups = np.concatenate([labelled, test])
+    labels = np.concatenate([split.labelled.labels, split.test.labels])
+    pairs = np.unique(np.column_stack([groups, labels]), axis=0)
+    several, counts = np.unique(pairs[:, 0], return_counts=True)
     return Copies(
         test=by_part[0] | by_part[1] | by_part[2],
         labelled=int(by_part[0].sum()),

@@ -24,6 +24,7 @@ from ensdistill.job.run_folder import RunFolder, Unit
 from ensdistill.job.searching import check_search
 from ensdistill.job.stored import check_stored
 from ensdistill.job.student_config import StudentConfig
+from ensdistill.job.task_check import check_task
 from ensdistill.student.accumulation import check_divides
 from ensdistill.student.module_patterns import chosen
 from ensdistill.student.preconditions import build_student
@@ -42,27 +43,28 @@ def check_job(run: RunFolder) -> None:
     saved and loaded. A preprocess is fitted for every seed and tried on the pool and the test rows.
     """
     config = run.config
+    check_task(config)
     check_search(config)
     for seed in range(config.seeds):
         _check_folds(config, seed)
         copies_of(config, seed)
     split = config.split(0)
-    models: list[tuple[str, Any, Any, StudentConfig | None]] = [
-        (f"teachers.members.{i} ({m.name}): ", m.model, m.preprocess, None)
+    models: list[tuple[str, TorchMembers | StudentConfig]] = [
+        (f"teachers.members.{i} ({m.name}): ", m)
         for i, m in enumerate(run.teachers.recipes)
         if isinstance(m, TorchMembers)
     ]
     models += [
-        (f"distill.students.{name}.", s.model, s.preprocess, s)
-        for name, s in config.distill.students.items()
-        if s.model is not None
+        (f"distill.students.{name}.", s) for name, s in config.distill.students.items() if s.model is not None
     ]
-    for name, model, preprocess, student in models:
+    for name, one in models:
+        student = one if isinstance(one, StudentConfig) else None
         try:
-            prepared = prepare(model, preprocess, split, 0)
+            model: Any = one.model
+            prepared = prepare(model, one.preprocess, split, 0, variance=one.variance)
             weights = None if student is None else student.weights
             module = build_student(
-                prepared.factory, split.labelled, len(split.classes), prepared.preprocess, weights
+                prepared.factory, split.labelled, len(split.classes), prepared.preprocess, weights, split.task
             )
             if student is not None:
                 for optimization in (student.optimization, student.baseline):
@@ -112,7 +114,8 @@ def _check_estimator(name: str, student: StudentConfig, split: Split) -> None:
         (own,) = prepare_recipes([recipe], split.labelled.inputs, len(split.classes), 0)
         own.check(split.labelled, split.classes)
         few = split.labelled.take(few_rows(split.labelled.labels))
-        Direct(few, split.classes, student.preprocess).on_smoothed_labels(student.estimator, few, 0)
+        if split.task != "regression":  # numbers are not smoothed
+            Direct(few, split.classes, student.preprocess).on_smoothed_labels(student.estimator, few, 0)
     except (ValueError, TypeError) as error:
         raise ValueError(f"distill.students.{name}.{error}") from error
 
@@ -176,6 +179,16 @@ def _check_transfer(run: RunFolder, split: Split) -> None:
 
 def _check_folds(config: Config, seed: int) -> None:
     split = config.split(seed)
+    if split.task != "classification":
+        rows = len(split.labelled)
+        for name, folds in (
+            ("teachers.folds", config.teachers.folds),
+            ("distill.folds", config.distill.folds),
+        ):
+            if folds > rows:
+                raise ValueError(f"{name}: expected at most {rows}, the labelled rows; got {folds}")
+        _try_folds(config, split, seed)
+        return
     counts = np.bincount(split.labelled.labels, minlength=len(split.classes))
     rare = int(counts.argmin())
     rows = f"{counts[rare]} of the labelled rows of seed {seed} are of class {split.classes[rare]!r}"
@@ -186,6 +199,10 @@ def _check_folds(config: Config, seed: int) -> None:
     for name, folds in (("teachers.folds", config.teachers.folds), ("distill.folds", config.distill.folds)):
         if folds > counts[rare]:
             raise ValueError(f"{name}: expected at most {counts[rare]}, because {rows}; got {folds}")
+    _try_folds(config, split, seed)
+
+
+def _try_folds(config: Config, split: Split, seed: int) -> None:
     for stage, folds, stream in (
         ("teachers", config.teachers.folds, "folds"),
         ("distill", config.distill.folds, "direct folds"),

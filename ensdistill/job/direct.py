@@ -33,7 +33,9 @@ from ensdistill.student.automatic import Automatic, with_numbers
 from ensdistill.student.choices import Choices
 from ensdistill.student.inputs import Preparation, call
 from ensdistill.student.live import Figures
+from ensdistill.teachers.members.moments import split_moments
 from ensdistill.teachers.stack import train_stack
+from ensdistill.teachers.stack.objectives import units_of
 from ensdistill.teachers.stack.validation import as_float32
 
 DECAYS = (10.0, 100.0)  # times the configured weight decay
@@ -100,7 +102,7 @@ def train_baselines(
     folder: Path,
     report: UnitProgress,
 ) -> dict[str, Any]:
-    """Train *direct* and *direct with label smoothing*, and fit the temperatures of both.
+    """Train *direct* and *direct with label smoothing*, and calibrate both; numbers are not smoothed.
 
     Augmentation, weight decay, dropout and number of steps are those with the lowest NLL on held-out folds of
     the labelled rows (see
@@ -109,8 +111,8 @@ def train_baselines(
     Returns
     -------
     dict
-        ``recipe`` (str), ``temperature`` and ``label_smoothing_temperature``, and ``held_out_nll`` of every
-        recipe tried.
+        ``recipe`` (str), ``temperature`` (or the calibration of a regression) and
+        ``label_smoothing_temperature``, and ``held_out_nll`` of every recipe tried.
     """
     inputs = digest(
         [
@@ -132,10 +134,12 @@ def train_baselines(
     search = _Search(student, settings, split, seed, prepared)
     folds = _Folds(search, folder, inputs, partial(report, "folds"))
     direct = _search(student, settings, folds)
-    smoothed = replace(direct, label_smoothing=settings.label_smoothing)
-    folds.nll(direct, smoothed)
+    kinds = {"direct": direct}
+    if split.task != "regression":
+        kinds["direct_label_smoothing"] = replace(direct, label_smoothing=settings.label_smoothing)
+    folds.nll(*kinds.values())
     shutil.rmtree(folder / "folds", ignore_errors=True)
-    for kind, recipe in (("direct", direct), ("direct_label_smoothing", smoothed)):
+    for kind, recipe in kinds.items():
         trainer = student.trainer(
             recipe.optimization(student.baseline),
             mixed_precision=settings.mixed_precision,
@@ -155,7 +159,7 @@ def train_baselines(
             progress=figures.beside(report, kind.replace("_", " ")),
         )
         keep(factory, folder / kind, split, student.kept(train), inputs)
-    record = folds.choices.record(str(direct), str(smoothed))
+    record = folds.choices.record(*map(str, kinds.values()))
     if found is None:
         return record
     return {**record, "recipe": f"{direct}; auto: {found}", "automatic": found.record()}
@@ -253,21 +257,28 @@ class _Folds:
                 shutil.rmtree(self.folder / "folds", ignore_errors=True)
         return losses
 
-    def _held_out(self, recipe: Recipe) -> np.ndarray:
-        """Logits [N, C] of the labelled rows, by models that saw neither the row nor a copy of it."""
+    def _held_out(self, recipe: Recipe) -> Any:
+        """Predictions of the labelled rows, by models that saw neither the row nor a copy of it: logits
+        [N, C], or of a regression Moments [N, D]."""
         search, rows = self.search, self.search.split.labelled
         inputs = search.numbers(recipe)
         train = self._one_by_one if inputs is None else partial(self._together, inputs=inputs)
-        logits = np.zeros((len(rows), len(search.split.classes)), np.float32)
+        found: np.ndarray | None = None
         for predicted, (_, held) in zip(train(recipe), self.parts, strict=True):
-            logits[held] = predicted
-        return logits
+            if found is None:
+                found = np.zeros((len(rows), predicted.shape[1]), predicted.dtype)
+            found[held] = predicted
+        assert found is not None
+        if search.split.task != "regression":
+            return found
+        kind = "mean_and_variance" if search.student.variance else "mean"
+        return split_moments("direct", found, kind)
 
     def _part(self, before: int, whole: int, done: int, total: int) -> None:
         self.progress(before + done, whole)
 
     def _together(self, recipe: Recipe, inputs: np.ndarray) -> Iterator[np.ndarray]:
-        """Each fold's logits, by models trained side by side on inputs that are numbers."""
+        """Each fold's predictions, by models trained side by side on inputs that are numbers."""
         search, count = self.search, len(self.parts)
         models = train_stack(
             recipe.factory(search.student.network),
@@ -277,17 +288,19 @@ class _Folds:
             seeds=[derive_seed("direct fold", search.seed, i) for i in range(count)],
             rows=[train for train, _ in self.parts],
             names=[f"direct, {recipe}, fold {i + 1}" for i in range(count)],
+            variance=search.student.variance,
             optimization=recipe.optimization(search.student.baseline).plain(),
             augment=search.settings.augment if recipe.augmented else None,
             checkpoint=self.folder / "folds",
             progress=self.progress,
         )
-        for model, (_, held) in zip(models, self.parts, strict=True):
+        for model, (train, held) in zip(models, self.parts, strict=True):
             with torch.no_grad():
-                yield call(model, torch.from_numpy(inputs[held])).float().numpy()
+                outputs = call(model, torch.from_numpy(inputs[held])).float().numpy()
+            yield self._in_units(outputs, *self._units(train))
 
     def _one_by_one(self, recipe: Recipe) -> Iterator[np.ndarray]:
-        """Each fold's logits, by models trained one after the other on raw samples."""
+        """Each fold's predictions, by models trained one after the other on raw samples."""
         search, rows, prepared = self.search, self.search.split.labelled, self.search.prepared
         trainer = search.student.trainer(
             recipe.optimization(search.student.baseline), mixed_precision=search.settings.mixed_precision
@@ -307,7 +320,20 @@ class _Folds:
                 progress=partial(self._part, i * steps, len(self.parts) * steps),
             )
             trained = resumed_or_anew(one, self.folder / "folds" / f"{i}.safetensors")
-            yield trained.watched[-1]
+            yield self._in_units(trained.watched[-1], *self._units(train))
+
+    def _units(self, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Location and scale of the numbers of a fold's rows, in which its model was trained."""
+        labels = self.search.split.labelled.labels
+        return units_of(labels[train]) if labels.dtype == np.float64 else (np.zeros(1), np.ones(1))
+
+    def _in_units(self, outputs: np.ndarray, location: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        """Logits as they are; a regression's outputs [M, W] as means, and variances, in the data's units."""
+        if self.search.split.task != "regression":
+            return outputs
+        values = outputs.astype(np.float64)
+        mean = location + scale * values[:, : len(scale)]
+        return np.concatenate([mean, np.square(scale) * np.exp(values[:, len(scale) :])], axis=1)
 
 
 @dataclass(frozen=True)
@@ -325,7 +351,7 @@ class _Search:
         where they are ids or fields, do not fit into memory, or are changed before they are prepared, and
         where only the student's own trainer has the settings."""
         rows, preprocess = self.split.labelled, self.prepared.preprocess
-        if self.student.baseline.extras or self.student.trained_by:
+        if self.student.baseline.extras or self.student.trained_apart:
             return None  # side by side only AdamW is there, from new weights
         if isinstance(rows.inputs, np.ndarray) and preprocess is None:
             return as_float32("data", rows.inputs)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,29 @@ import torch
 from ensdistill.common.describe import module_recipe
 from ensdistill.common.files import read_json
 from ensdistill.common.progress import UnitProgress
+from ensdistill.common.tasks import Task
 from ensdistill.data import batches as b
-from ensdistill.data.samples import as_samples, in_memory, positions, stream, whole
+from ensdistill.data.tasks import task_of_labels
 from ensdistill.job.check import copies_of
 from ensdistill.job.exports import exports_of
+from ensdistill.job.predictions import (
+    HeldOut,
+    Prediction,
+    direct_held_out,
+    direct_scaling,
+    fields_of,
+    of_ensemble,
+    predict,
+    served,
+)
 from ensdistill.job.run_folder import RunFolder, Unit
-from ensdistill.job.scaling import calibration_rows, fit_temperature_to
+from ensdistill.job.scaling import calibration_rows
 from ensdistill.loss import ops
-from ensdistill.report.metrics import nll
+from ensdistill.report.measures import MEASURES
 from ensdistill.report.results import (
     BATCHES,
     PERCENTILES,
     SCALED,
-    STUDENT_KINDS,
     CurvePoint,
     MemberResult,
     ModelResult,
@@ -38,8 +48,8 @@ from ensdistill.report.results import (
 from ensdistill.report.table import NETWORKS, SCALING
 from ensdistill.student.automatic import Automatic
 from ensdistill.teachers import Ensemble
-from ensdistill.teachers.fitting.calibration import probabilities as probabilities_of
-from ensdistill.teachers.members import ArrayMember, Member, load_member
+from ensdistill.teachers.fitting.scaling import Scaling, closest_scaling
+from ensdistill.teachers.members import ArrayMember, Member, Moments, inner, load_member
 from ensdistill.teachers.predict import rows_for
 
 NOT_MEASURED = {batch: dict.fromkeys(PERCENTILES) for batch in BATCHES}
@@ -52,10 +62,6 @@ TRAINED_KINDS = {
     "distilled_from_best_member": "distill",
     "student": "distill",
 }
-FITTED = {
-    "direct": "temperature",
-    "direct_label_smoothing": "label_smoothing_temperature",
-}  # where the direct stage wrote them
 
 
 def evaluate(run: RunFolder, progress: UnitProgress | None = None, *, timed: bool = True) -> RunResults:
@@ -64,18 +70,19 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None, *, timed: boo
     report = progress or (lambda what, done, total, figures="": None)
     config, trusted = run.config, run.trusted
     splits = [config.split(seed) for seed in range(config.seeds)]
-    members: list[list[np.ndarray]] = []
-    mixtures: list[np.ndarray] = []
-    ensembles: list[Ensemble] = []
+    task = splits[0].task
+    members: list[list[Prediction]] = []
+    mixtures: list[Prediction] = []
+    ensembles: list[Any] = []
     best: list[str] = []
     held_out: list[dict[str, float | None]] = []
     for seed, split in enumerate(splits):
         unit = Unit("teachers", seed)
         ensemble = Ensemble.load(run.of(unit) / "ensemble", trusted)
-        logits = np.asarray(ensemble.for_uids(split.test.uids).predict_logits(split.test.inputs))
-        # A member alone has its own temperature; the mixture's is a correction to the mixture.
-        members.append([probabilities_of(z * ensemble.temperature) for z in logits])
-        mixtures.append(ensemble.combine(logits))
+        asked, known = ensemble.for_uids(split.test.uids), HeldOut.read(run.held_out(seed))
+        own_predictions, mixture = of_ensemble(asked, split.test.inputs, known)
+        members.append(own_predictions)
+        mixtures.append(mixture)
         ensembles.append(ensemble)
         best.append(run.record(unit)["best_member"])
         held_out.append(run.record(unit).get("held_out_nll", {}))
@@ -85,16 +92,16 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None, *, timed: boo
     member_results = []
     for k, member in enumerate(first.members):
         measured = timed and not _is_stored(member)
-        cost = _cost(member, member.predict_logits if measured else None, rows_for(member, sample))
+        cost = _cost(member, served(member) if measured else None, rows_for(member, sample))
         shares = [float(e.weights[k]) for e in ensembles]
-        temperatures = [float(e.temperatures[k]) for e in ensembles]
+        temperatures = [] if task == "regression" else [float(e.temperatures[k]) for e in ensembles]
         own = [loss for found in held_out if (loss := found.get(member.name)) is not None]
         member_results.append(
             MemberResult(
                 member.name,
                 shares,
                 temperatures,
-                [p[k] for p in members],
+                **fields_of([p[k] for p in members]),
                 held_out_nll=own if len(own) == config.seeds else [],
                 **cost,
             )
@@ -104,14 +111,19 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None, *, timed: boo
     chosen = [p[k] for p, k in zip(members, positions, strict=True)]
     best_cost = member_results[positions[0]]
     best_result = ModelResult(
-        "best_member", chosen, best_cost.parameters, best_cost.bytes, best_cost.latency_ms, _names(best)
+        "best_member",
+        **fields_of(chosen),
+        parameters=best_cost.parameters,
+        bytes=best_cost.bytes,
+        latency_ms=best_cost.latency_ms,
+        note=_names(best),
     )
     stored = any(map(_is_stored, first.members))
     asked = first if stored else first.weighted()  # members without weight cost nothing
     ensemble_result = ModelResult(
         "ensemble",
-        mixtures,
-        **_cost(asked, asked.predict_proba if timed and not stored else None, sample),
+        **fields_of(mixtures),
+        **_cost(asked, _mixture_of(asked) if timed and not stored else None, sample),
     )
     weights = [split.test.weights for split in splits]
     copies = [copies_of(config, s, run.transfer(s)) for s in range(config.seeds)]
@@ -142,7 +154,17 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None, *, timed: boo
         baselines=_searched(run),
         searches=_searches(run),
         auto=_auto(run),
+        task=task,
+        outputs=[] if task == "classification" else list(splits[0].classes),
     )
+
+
+def _mixture_of(ensemble: Any) -> Callable[[Any], Any]:
+    """The method by which an ensemble predicts."""
+    method: Callable[[Any], Any] = (
+        ensemble.predict if ensemble.task == "regression" else ensemble.predict_proba
+    )
+    return method
 
 
 def _auto(run: RunFolder) -> dict[str, Any]:
@@ -181,39 +203,44 @@ def _student(
     run: RunFolder,
     name: str,
     trusted: tuple[str, ...],
-    calibration: list[tuple[Any, np.ndarray] | None],
+    calibration: list[tuple[Any, Any] | None],
     report: UnitProgress,
     timed: bool,
 ) -> StudentResults:
-    config = run.config
+    config, task = run.config, run.config.split(0).task
     student = run.student(name, 0)
-    probabilities: dict[str, list[np.ndarray]] = {kind: [] for kind in STUDENT_KINDS}
+    found: dict[str, list[Prediction]] = {}
     notes = []
     cost: dict[str, Any] = {}
+    trained = {
+        kind: stage
+        for kind, stage in TRAINED_KINDS.items()
+        if not (task == "regression" and kind == "direct_label_smoothing")
+    }
     for seed in range(config.seeds):
         test = config.split(seed).test.inputs
         some = test[: max(BATCH_SIZES)]
         direct = run.record(Unit("direct", seed, name))
         notes.append(direct["recipe"])
-        for kind, stage in TRAINED_KINDS.items():
+        thresholds = _Thresholds.of(run, seed, name, calibration[seed])
+        for kind, stage in trained.items():
             member = load_member(run.of(Unit(stage, seed, name)) / kind, trusted)
-            logits = predict(member, test)
-            probabilities[kind].append(probabilities_of(logits))
-            if kind in SCALED:
-                # Direct has held-out folds of the labelled rows; the distilled have none (see `scaling`).
-                fitted = direct.get(FITTED.get(kind, ""))
-                if not fitted and (rows := calibration[seed]) is not None:
-                    fitted = fit_temperature_to(predict(member, rows[0]), rows[1])
-                fitted = fitted or 1.0
-                probabilities[SCALED[kind]].append(probabilities_of(logits / fitted))
+            outputs = predict(member, test)
+            # Direct has held-out folds of the labelled rows; the distilled have none (see `scaling`).
+            scaling = direct_scaling(direct, kind)
+            if scaling is None and (rows := calibration[seed]) is not None:
+                scaling = closest_scaling(task, predict(member, rows[0]), rows[1])
+            for own, by in ((kind, None), (SCALED[kind], scaling)):
+                made = thresholds.given(kind, member, Prediction.of(task, outputs, by), by)
+                found.setdefault(own, []).append(made)
             # One architecture, one cost: its four trainings are served alike.
             if kind == "student" and not cost:
-                cost = _cost(member, member.predict_logits if timed else None, rows_for(member, some))
+                cost = _cost(member, served(member) if timed else None, rows_for(member, some))
         report(f"student {name} on the test rows", seed + 1, config.seeds)
-    models = {kind: ModelResult(kind, values, **cost) for kind, values in probabilities.items()}
+    models = {kind: ModelResult(kind, **fields_of(values), **cost) for kind, values in found.items()}
     models["direct"] = replace(models["direct"], note=_names(notes))
-    if any(found := [_automatic(run, seed, name) for seed in range(config.seeds)]):
-        models["student"] = replace(models["student"], note=_names(found))
+    if any(numbers := [_automatic(run, seed, name) for seed in range(config.seeds)]):
+        models["student"] = replace(models["student"], note=_names(numbers))
     labels = config.split(0).test.labels
     if student.estimator is not None:
         ways = [_way(run, seed, name) for seed in range(config.seeds)]
@@ -221,10 +248,40 @@ def _student(
         kind = type(student.estimator).__name__
         return StudentResults(name, student.description or kind, models, {})
     curves = {
-        kind: _curve(run.of(Unit(stage, 0, name)) / kind, labels) for kind, stage in TRAINED_KINDS.items()
+        kind: curve_of(run.of(Unit(stage, 0, name)) / kind, labels, trusted)
+        for kind, stage in trained.items()
     }
     recipe = module_recipe(student.network) or {}
     return StudentResults(name, student.description or recipe.get("class_path", name), models, curves)
+
+
+@dataclass(frozen=True, eq=False)
+class _Thresholds:
+    """The rows by which thresholds of labels are tuned, none of them a test row: for *direct* its held-out
+    folds; for a distilled model rows without a label, by the ensemble's decisions there."""
+
+    task: Task
+    labels: np.ndarray
+    direct: np.ndarray | None
+    rows: tuple[Any, np.ndarray] | None
+
+    @classmethod
+    def of(cls, run: RunFolder, seed: int, name: str, rows: tuple[Any, Any] | None) -> _Thresholds:
+        labelled, task = run.config.split(seed).labelled, run.config.split(0).task
+        known = direct_held_out(run.of(Unit("direct", seed, name))) if task == "multilabel" else None
+        return cls(task, labelled.labels, known, rows)
+
+    def given(self, kind: str, member: Member, made: Prediction, scaling: Scaling | None) -> Prediction:
+        """A prediction with the thresholds of its model; of other tasks as it is."""
+        if self.task != "multilabel":
+            return made
+        if kind.startswith("direct"):
+            # The held-out folds are of plain labels, calibrated; those of smoothed ones are near to them.
+            return made.with_thresholds(self.direct, self.labels)
+        if self.rows is None:
+            return made
+        p = Prediction.of(self.task, predict(member, self.rows[0]), scaling).values.values
+        return made.with_thresholds(p, (self.rows[1] > 0.5).astype(np.int8))
 
 
 def _automatic(run: RunFolder, seed: int, name: str) -> str:
@@ -240,19 +297,22 @@ def _way(run: RunFolder, seed: int, name: str) -> str:
     return str(record["way"]) if isinstance(record, dict) else ""
 
 
-def predict(member: Member, samples: Any) -> np.ndarray:
-    """A member's logits [N, C] for samples of any kind; lazy ones are read batch by batch."""
-    samples = as_samples(samples)
-    parts = [whole(samples)] if in_memory(samples) else stream(samples, positions(len(samples), 1024))
-    return np.concatenate([member.predict_logits(rows_for(member, part)) for part in parts])
-
-
-def _curve(folder: Path, labels: np.ndarray) -> list[CurvePoint]:
+def curve_of(folder: Path, labels: np.ndarray, trusted: Sequence[str]) -> list[CurvePoint]:
+    """The steps and losses of a training, with the metric of the test rows that the report watches."""
     from safetensors.numpy import load_file
 
-    curve = load_file(folder / "curve.safetensors")
-    losses = zip(curve["steps"], curve["losses"], curve["watched"], strict=True)
-    return [(int(step), float(loss), nll(probabilities_of(logits), labels)) for step, loss, logits in losses]
+    curve, task = load_file(folder / "curve.safetensors"), task_of_labels(labels) or "classification"
+    measures = MEASURES[task]
+    metric = measures.by_name[measures.watched]
+    units: Any = inner(load_member(folder, trusted)) if task == "regression" else None
+    points: list[CurvePoint] = []
+    for step, loss, outputs in zip(curve["steps"], curve["losses"], curve["watched"], strict=True):
+        if units is not None:  # the network's outputs are in standardised units
+            location, scale = units.module.location.numpy(), units.module.scale.numpy()
+            outputs = Moments(location + scale * outputs[:, : len(scale)].astype(np.float64), None)
+        prediction = Prediction.of(task, outputs).values
+        points.append((int(step), float(loss), metric.of(prediction, labels, None)))
+    return points
 
 
 def _cost(model: Member | Ensemble, predict: Callable[[Any], Any] | None, sample: Any) -> dict[str, Any]:

@@ -16,9 +16,10 @@ from ensdistill.common.files import write_bytes, write_json
 from ensdistill.data import Split
 from ensdistill.data.samples import whole
 from ensdistill.job.contents import report_of
-from ensdistill.job.evaluate import latency, predict
+from ensdistill.job.evaluate import latency
 from ensdistill.job.exports import FOLDER, figures_file, fingerprint_of
 from ensdistill.job.model_card import model_card
+from ensdistill.job.predictions import predict
 from ensdistill.job.run_folder import RunFolder, Unit
 from ensdistill.job.scaling import calibration_rows, fit_temperature_to
 from ensdistill.job.serving import command_for, student_folder

@@ -38,6 +38,11 @@ def plan_of(settings: TeachersConfig, split: Split, file: Path) -> Plan:
     ValueError
         Samples of another kind, a budget that is too small for one member, or a file that is no plan.
     """
+    if split.task != "classification":
+        raise ValueError(
+            f"teachers.members: expected a list of members for the task {split.task}; got auto, whose members "
+            "are of the task classification: `ensdistill init` writes a list for these data"
+        )
     minutes, folds = settings.minutes or MINUTES, settings.folds
     samples, classes = split.labelled.inputs, len(split.classes)
     if file.is_file():

@@ -36,12 +36,15 @@ def prepare_student(student: StudentConfig, split: Split, seed: int) -> Prepared
 
     No label has a part in it, and no test row.
     """
-    return prepare(student.network, student.preprocess, split, seed)
+    return prepare(student.network, student.preprocess, split, seed, variance=student.variance)
 
 
-def prepare(model: Callable[[], nn.Module], setting: Any, split: Split, seed: int) -> PreparedStudent:
-    """The same for the model and the setting of its preprocess."""
+def prepare(
+    model: Callable[[], nn.Module], setting: Any, split: Split, seed: int, *, variance: bool = False
+) -> PreparedStudent:
+    """The same for the model and the setting of its preprocess; ``variance`` is that of the student."""
     samples = joined([split.labelled.inputs, split.pool.inputs]) if len(split.pool) else split.labelled.inputs
     preprocess = fitted(setting, samples, seed=derive_seed("preprocess", seed))
     example = samples[:2] if preprocess is None else preprocess(samples[:2])
-    return PreparedStudent(completed(model, example, len(split.classes), preprocess), preprocess)
+    outputs = len(split.classes) * (1 + variance)
+    return PreparedStudent(completed(model, example, outputs, preprocess), preprocess)

@@ -270,9 +270,8 @@ class RunFolder:
         config, package = self.config, Path(__file__).parents[1]
         code = [
             *sorted(p for p in (package / "report").iterdir() if p.is_file()),
-            package / "job" / "evaluate.py",
-            package / "job" / "scaling.py",
-            package / "teachers" / "fitting" / "calibration.py",
+            *(package / "job" / name for name in ("evaluate.py", "predictions.py", "scaling.py")),
+            *(package / "teachers" / "fitting" / name for name in ("calibration.py", "scaling.py")),
             package / "data" / "copies.py",
         ]
         splits = [config.split(seed) for seed in range(config.seeds)]

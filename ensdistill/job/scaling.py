@@ -15,18 +15,18 @@ import numpy as np
 
 from ensdistill.cache import TargetCache
 from ensdistill.common.combiners import Combiner
-from ensdistill.data import UNLABELLED
 from ensdistill.job.run_folder import RunFolder, Unit
 from ensdistill.job.stored import of_transfer
-from ensdistill.teachers import Ensemble
-from ensdistill.teachers.fitting.calibration import PRIOR_ROWS, closest_temperature, log_mixture
+from ensdistill.teachers.fitting.calibration import PRIOR_ROWS, log_mixture
+from ensdistill.teachers.fitting.multilabel import mixture_of_labels
+from ensdistill.teachers.fitting.scaling import closest_scaling
 
 ROWS = 4000  # more would not move a single number
 
 
-def calibration_rows(run: RunFolder, seed: int, ensemble: Ensemble) -> tuple[Any, np.ndarray] | None:
+def calibration_rows(run: RunFolder, seed: int, ensemble: Any) -> tuple[Any, Any] | None:
     """A batch of M samples of the transfer set that no teacher knew the label of, and the mixture's
-    probabilities for them [M, C], float64.
+    probabilities for them [M, C], float64; of a regression its Moments [M, D].
 
     None where the transfer set is the labelled rows alone. The seed's ensemble predicts them where the
     cache holds the mixture at another temperature, or targets of augmented rows.
@@ -35,19 +35,25 @@ def calibration_rows(run: RunFolder, seed: int, ensemble: Ensemble) -> tuple[Any
     rows, cache = run.transfer(seed), TargetCache.open(run.of(unit) / "targets", trusted=run.trusted)
     counts = [count for _, count in run.record(unit)["origin"]]
     origin = np.repeat(np.arange(len(counts)), counts)
-    unlabelled = np.flatnonzero(rows.labels == UNLABELLED)
+    unlabelled = np.flatnonzero(~rows.known)
     # The order is labelled, pool, synthetic: the first source of unlabelled rows is the pool where there is
     # one.
     chosen = unlabelled[origin[unlabelled] == origin[unlabelled].min(initial=len(origin))][:ROWS]
     if not len(chosen):
         return None
-    if cache.temperature is not None or run.config.cache.augment is not None:
+    task = ensemble.task
+    if task == "regression" or cache.temperature is not None or run.config.cache.augment is not None:
         asked = of_transfer(ensemble, run.config.split(seed), run.config.cache).for_uids(
             rows.uids[chosen], rows.uids
         )
         inputs = rows.inputs[chosen]
+        if task == "regression":
+            return inputs, asked.weighted().predict_distribution(inputs)
         return inputs, asked.predict_proba(inputs)
     logits = cache.gather_logits(rows.uids[chosen])
+    if task == "multilabel":
+        combiner = cast(Combiner, cache.combiner)
+        return rows.inputs[chosen], mixture_of_labels(logits, np.asarray(cache.weights), combiner)
     return rows.inputs[chosen], np.exp(log_mixture(logits, cache.weights, cast(Combiner, cache.combiner)))
 
 
@@ -67,8 +73,4 @@ def fit_temperature_to(
     >>> round(fit_temperature_to(3 * z, probabilities, prior_rows=0), 4)
     3.0
     """
-    return (
-        closest_temperature(np.asarray(logits)[None], np.ones(1), probabilities, prior_rows=prior_rows)
-        if len(logits)
-        else 1.0
-    )
+    return closest_scaling("classification", logits, probabilities, prior_rows).temperature

@@ -6,6 +6,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from ensdistill.job.check import copies_of
 from ensdistill.job.config import CacheConfig, DistillConfig, TeachersConfig
 from ensdistill.job.direct import train_baselines
 from ensdistill.job.estimators import distill_estimator, train_estimator_baselines
+from ensdistill.job.predictions import INTERVAL, HeldOut
 from ensdistill.job.prepared import prepare_student
 from ensdistill.job.run_folder import RunFolder, Unit, finish, keep
 from ensdistill.job.searching import search
@@ -34,8 +36,10 @@ from ensdistill.report.metrics import nll
 from ensdistill.student.live import Figures
 from ensdistill.teachers import Ensemble, train_ensemble
 from ensdistill.teachers.fitting.calibration import probabilities
+from ensdistill.teachers.fitting.multilabel import fitted_rows
 from ensdistill.teachers.labelled_targets import LabelledTargets
 from ensdistill.teachers.stack import Status
+from ensdistill.teachers.stack.objectives import units_of
 
 
 def run_unit(run: RunFolder, unit: Unit, progress: UnitProgress | None = None) -> None:
@@ -144,23 +148,46 @@ def teachers(
         folder=folder / "training",
         progress=_MemberProgress(settings, report),
     )
+    if split.task == "regression":
+        _fit_interval(ensemble, HeldOut(held_out, split.labelled.labels))
     for left in folder.glob(".ensemble.*"):  # the unfinished folder of a save that was killed
         shutil.rmtree(left)
     ensemble.save(folder / "ensemble")
-    write_arrays(folder / "held_out.safetensors", {"logits": held_out, "labels": split.labelled.labels})
+    known = HeldOut(held_out, split.labelled.labels)
+    write_arrays(folder / "held_out.safetensors", known.arrays())
     losses = held_out_losses(ensemble, held_out, split.labelled.labels)
+    loss = "held_out_rmse" if split.task == "regression" else "held_out_nll"
     return {
-        "held_out_nll": dict(zip(ensemble.names, losses, strict=True)),
+        loss: dict(zip(ensemble.names, losses, strict=True)),
         "best_member": best_member(ensemble, losses),
     }
 
 
-def held_out_losses(ensemble: Ensemble, held_out: np.ndarray, labels: np.ndarray) -> list[float | None]:
-    """The NLL of each calibrated member on held-out logits [K, N, C]; None for members without them (NaN)."""
-    return [
-        None if np.isnan(z).any() else nll(probabilities(z * ensemble.temperature), labels)
-        for z in ensemble.apply_temperatures(held_out)
-    ]
+def _fit_interval(ensemble: Any, held_out: HeldOut) -> None:
+    """Fit the intervals of an ensemble of regressors to its held-out predictions, where there are enough."""
+    if not held_out.judged.all():
+        return
+    chosen = ensemble.weighted()
+    own = held_out.of_members(ensemble.weights > 0)
+    with suppress(ValueError):  # too few rows for the level, or a variance of 0
+        ensemble.interval = chosen.fit_interval(own, held_out.labels, INTERVAL).interval
+
+
+def held_out_losses(ensemble: Any, held_out: Any, labels: np.ndarray) -> list[float | None]:
+    """The loss of each member on held-out predictions; None for members without them (NaN).
+
+    It is the NLL of a calibrated member's logits [K, N, C], of several labels their mean binary cross
+    entropy; of Moments [K, N, D] the RMSE in units of the numbers' deviations.
+    """
+    if ensemble.task == "regression":
+        errors = (held_out.mean - labels) / units_of(labels)[1]
+        return [None if np.isnan(e).any() else float(np.sqrt(np.square(e).mean())) for e in errors]
+    found: list[float | None] = []
+    for z in ensemble.apply_temperatures(held_out):
+        rows = fitted_rows(ensemble.task, (z * ensemble.temperature)[None], labels)
+        known = not np.isnan(z).any()
+        found.append(nll(probabilities(rows.logits[0]), rows.labels) if known else None)
+    return found
 
 
 def best_member(ensemble: Ensemble, losses: list[float | None]) -> str:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file
 
 from ensdistill.data import Split
 from ensdistill.job.config import CacheConfig
+from ensdistill.job.predictions import HeldOut
 from ensdistill.teachers import Ensemble
 from ensdistill.teachers.existing import ExistingMembers
 from ensdistill.teachers.labelled_targets import LabelledTargets
@@ -45,18 +45,18 @@ def labelled_targets(
     ensemble : Ensemble
     settings : CacheConfig
     held_out : path
-        The file of held-out logits and labels that the teachers' stage wrote.
+        The file of held-out predictions and labels that the teachers' stage wrote.
     member : str, optional
     """
     one = ensemble.weighted() if member is None else ensemble.only(member)
     if settings.labelled == "in_sample":
         return one
-    stored = load_file(held_out)
-    logits, labels = stored["logits"][np.isin(ensemble.names, one.names)], stored["labels"]
-    uids = np.arange(len(labels))  # the labelled rows are the first of the transfer set
+    stored = HeldOut.read(held_out)
+    uids = np.arange(len(stored.labels))  # the labelled rows are the first of the transfer set
     if settings.labelled == "out_of_fold":
-        return LabelledTargets(one, uids, held_out=logits)
-    return LabelledTargets(one, uids, labels=labels, share=settings.label_share)
+        own = stored.of_members(np.isin(ensemble.names, one.names))
+        return LabelledTargets(one, uids, held_out=own)
+    return LabelledTargets(one, uids, labels=stored.labels, share=settings.label_share)
 
 
 def warn_of_look_ups(ensemble: Ensemble, settings: CacheConfig) -> None:

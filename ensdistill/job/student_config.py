@@ -119,6 +119,10 @@ class StudentConfig(SearchedStudent):
         and the folds choose fewer rounds or more regularisation.
     rows : StudentRows, optional
         The student's part of the transfer set; all of it by default. A search chooses it.
+    variance : bool
+        Of a regression: the model returns two numbers for each one of a row, all means and then the
+        logarithms of all variances, and learns both. By default it returns means, and its variance is one
+        fitted number.
     """
 
     model: Callable[[], nn.Module] | None = None
@@ -137,6 +141,7 @@ class StudentConfig(SearchedStudent):
     keep_last: int = 1
     estimator: dict[str, Any] | BaseEstimator | None = None
     rows: StudentRows | None = None
+    variance: bool = False
 
     def __post_init__(self) -> None:
         plain_fields(self)
@@ -227,9 +232,17 @@ class StudentConfig(SearchedStudent):
         """The settings of every training of this student that are not in its optimisation, as data for a
         digest; empty where there are none, so that earlier runs keep theirs."""
         weights = None if self.weights is None else digest(Path(self.weights).read_bytes())
-        settings = {"weights": weights, "compile": self.compile, "recompute": self.recompute_modules}
+        settings = {**self.trained_apart, "weights": weights, "variance": self.variance}
         given = {name: value for name, value in settings.items() if value}
         return [given] if given else []
+
+    @property
+    def trained_apart(self) -> dict[str, Any]:
+        """The settings that only this student's own trainer has, so that its folds are not trained side by
+        side; empty where there are none."""
+        known = {"weights": self.weights and str(self.weights), "compile": self.compile}
+        known |= {"recompute": self.recompute_modules}
+        return {name: value for name, value in known.items() if value}
 
     @property
     def chosen_by(self) -> list[Any]:

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file
 
 from ensdistill.cache import TargetCache, cache_targets
 from ensdistill.cache.floors import TEMPERATURE
 from ensdistill.data import Rows
 from ensdistill.job.config import other_targets_refused
+from ensdistill.job.predictions import HeldOut
 from ensdistill.job.rows_config import StudentRows
 from ensdistill.job.run_folder import RunFolder, Unit
-from ensdistill.job.stored import labelled_targets
+from ensdistill.job.stored import labelled_targets, of_transfer
 from ensdistill.teachers import Ensemble
 
 REAL = ("labelled", "pool")  # the parts of a transfer set that are no synthetic rows
@@ -29,6 +29,7 @@ class Stored:
         self.ensemble, self.cache = ensemble, cache
         self.weights, self.names, self.classes = ensemble.weights, ensemble.names, ensemble.classes
         self.combiner, self.apply_temperatures = ensemble.combiner, ensemble.apply_temperatures
+        self.task = ensemble.task
 
     def __len__(self) -> int:
         return len(self.ensemble)
@@ -93,7 +94,11 @@ def _with_labelled(
     run: RunFolder, seed: int, given: StudentRows, rows: Rows, cache: TargetCache, folder: Path
 ) -> TargetCache:
     config = run.config.cache
-    ensemble: Any = Stored(Ensemble.load(run.of(Unit("teachers", seed)) / "ensemble", run.trusted), cache)
+    ensemble: Any = Ensemble.load(run.of(Unit("teachers", seed)) / "ensemble", run.trusted)
+    if ensemble.task == "regression":  # a cache holds standardised numbers: the members predict again
+        ensemble = of_transfer(ensemble, run.config.split(seed), config)
+    else:
+        ensemble = Stored(ensemble, cache)
     settings = replace(config, labelled=given.labelled or config.labelled)
     return cache_targets(
         labelled_targets(ensemble, settings, run.held_out(seed)),
@@ -117,6 +122,6 @@ def choices(run: RunFolder, seed: int) -> dict[str, StudentRows | None]:
     if other_targets_refused(config):
         return found
     found["labels mixed in"] = StudentRows(labelled="mixed")
-    if not np.isnan(load_file(run.held_out(seed))["logits"]).any():
+    if HeldOut.read(run.held_out(seed)).judged.all():
         found["out of fold"] = StudentRows(labelled="out_of_fold")
     return found

@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from ensdistill.common.optimization import Optimization
 from ensdistill.data.samples import form as samples_form
-from ensdistill.job.evaluate import predict
+from ensdistill.job.predictions import predict
 from ensdistill.loss.settings import LossSettings
 from ensdistill.sklearn import storage
 from ensdistill.sklearn.fitting import fit, settings_of

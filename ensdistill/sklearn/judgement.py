@@ -12,7 +12,8 @@ from rich.console import Console
 
 from ensdistill.data.copies import count_copies
 from ensdistill.data.samples import subset
-from ensdistill.job.evaluate import NOT_MEASURED, environment, predict
+from ensdistill.job.evaluate import NOT_MEASURED, environment
+from ensdistill.job.predictions import predict
 from ensdistill.job.scaling import ROWS, fit_temperature_to
 from ensdistill.report.judge import judge
 from ensdistill.report.results import SCALED, MemberResult, ModelResult, RunResults, StudentResults

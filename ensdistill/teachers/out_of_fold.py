@@ -14,7 +14,6 @@ from ensdistill.common.combiners import Combiner
 from ensdistill.common.random import derive_seed
 from ensdistill.data import BadRows, Rows
 from ensdistill.data.copies import stratified_folds
-from ensdistill.data.tasks import strata_of
 from ensdistill.teachers import held_out as fits
 from ensdistill.teachers.ensemble import Ensemble
 from ensdistill.teachers.existing import ExistingMembers
@@ -114,7 +113,7 @@ def train_ensemble(
     task = labelled.task
     _check_rows(labelled, classes, folds)
     parts = stratified_folds(
-        labelled.inputs, strata_of(labelled.labels), folds, derive_seed("folds", seed), labelled.groups
+        labelled.inputs, labelled.labels, folds, derive_seed("folds", seed), labelled.groups
     )
     planned: Planned = []
     for recipe in prepare_recipes(recipes, labelled.inputs, len(classes), seed):

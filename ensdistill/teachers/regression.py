@@ -169,11 +169,20 @@ class RegressionEnsemble(BaseEnsemble):
         ValueError
             ``fit_interval`` was not called.
         """
+        return self.interval_of(self.combine(self.predict_moments(inputs)))
+
+    def interval_of(self, moments: Moments) -> tuple[np.ndarray, np.ndarray]:
+        """The bounds of the fitted interval for the mixture's moments [N, D]; see ``predict_interval``."""
         if self.interval is None:
             raise ValueError("interval: expected a fitted one; call fit_interval with held-out rows first")
-        moments = self.combine(self.predict_moments(inputs))
         half = self.interval[1] * _deviations(moments)
         return moments.mean - half, moments.mean + half
+
+    def weighted(self) -> RegressionEnsemble:
+        """The same mixture, with its interval, without members of weight 0."""
+        chosen = super().weighted()
+        chosen.interval = self.interval
+        return chosen
 
     def uncertainty(self, inputs: Any) -> Variances:
         """The variance of each row by its sources; see

@@ -257,9 +257,7 @@ def test_targets_of_labelled_rows_are_mixed_by_task():
     uids = np.arange(90)
     labels = LABELS.copy()
     labels[0, 1] = -1
-    ensemble, _ = train_ensemble(
-        [SklearnMembers(RandomForestClassifier(3))], rows(LABELS), NAMES, folds=2
-    )
+    ensemble, _ = train_ensemble([SklearnMembers(RandomForestClassifier(3))], rows(LABELS), NAMES, folds=2)
     mixed = LabelledTargets(ensemble, uids[:5], labels=labels[:5], share=0.25).for_uids(uids[:7], uids)
     p = 1 / (1 + np.exp(-mixed.predict_logits(X[:7]).numpy().astype(float)))[0]
     own = ensemble.predict_proba(X[:7])

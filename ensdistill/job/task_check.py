@@ -1,0 +1,75 @@
+"""Checks of a job's settings against the task of its labels, before any work."""
+
+from __future__ import annotations
+
+from ensdistill.common.tasks import Task
+from ensdistill.job.config import Config
+from ensdistill.loss.regression import RegressionSettings
+from ensdistill.teachers.recipes import TorchMembers
+
+
+def check_task(config: Config) -> None:
+    """Refuse settings of another task than that of the labels.
+
+    Raises
+    ------
+    ValueError
+        Names the setting and both tasks.
+    """
+    task = config.split(0).task
+    for seed in range(1, config.seeds):
+        if (other := config.split(seed).task) != task:
+            raise ValueError(
+                f"data: expected labels of one task; those of seed 0 are of {task}, of seed {seed} of {other}"
+            )
+    _check_variances(config, task)
+    if task == "classification":
+        return
+    for name in config.searched:
+        raise ValueError(
+            f"distill.students.{name}: expected a model or an estimator for the task {task}; got keep or "
+            "max_*, whose search is for the task classification: name a model"
+        )
+    if config.teachers.is_auto:
+        raise ValueError(
+            f"teachers.members: expected a list of members for the task {task}; got auto, whose members are "
+            "of the task classification: `ensdistill init` writes a list for these data"
+        )
+    if task == "regression":
+        _check_regression(config)
+
+
+def _check_variances(config: Config, task: Task) -> None:
+    if task == "regression":
+        return
+    for i, recipe in enumerate(config.teachers.recipes):
+        if isinstance(recipe, TorchMembers) and recipe.variance:
+            raise ValueError(
+                f"teachers.members.{i}.init_args.variance: expected false for the task {task}; a variance is "
+                "of the task regression alone"
+            )
+    for name, student in config.distill.students.items():
+        if student.variance:
+            raise ValueError(
+                f"distill.students.{name}.variance: expected false for the task {task}; a variance is of the "
+                "task regression alone"
+            )
+
+
+def _check_regression(config: Config) -> None:
+    if config.teachers.combiner != "prob":
+        raise ValueError(
+            "teachers.combiner: expected prob for the task regression, the mean of the members' predictions; "
+            f"got {config.teachers.combiner}"
+        )
+    losses = {"distill.loss": config.distill.loss}
+    losses |= {
+        f"distill.students.{name}.loss": one.loss
+        for name, one in config.distill.students.items()
+        if one.loss is not None
+    }
+    for name, loss in losses.items():
+        try:
+            RegressionSettings.of(loss)
+        except ValueError as error:
+            raise ValueError(f"{name}.{error}") from error
