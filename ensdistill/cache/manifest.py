@@ -63,6 +63,7 @@ from typing import Any
 
 from ensdistill.cache.codecs import Codec, Layout, is_built_in, record_of
 from ensdistill.cache.files.checked import FORMAT_VERSION, WITH_CLASS_PATHS, WITH_UIDS
+from ensdistill.common.tasks import Task
 
 FORMAT = "ensdistill-target-cache"
 MANIFEST, PLAN, UIDS = "manifest.json", "plan.json", "uids.safetensors"
@@ -71,6 +72,12 @@ BLOCK_BYTES = 1 << 16
 _PAGE = 4096
 
 Manifest = dict[str, Any]
+
+
+def task_of_plan(plan: Manifest) -> Task:
+    """The task of a manifest or a plan, which those of classification don't hold."""
+    found: Task = plan.get("task", "classification")
+    return found
 
 
 def shard_name(shard: int) -> str:

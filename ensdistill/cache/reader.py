@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ensdistill.cache import manifest as m
 from ensdistill.cache.codecs import stored_codec
 from ensdistill.cache.errors import CacheMismatch
 from ensdistill.cache.fingerprint import as_json, differences
@@ -26,6 +27,7 @@ from ensdistill.cache.validation import check_codec, read_manifest
 from ensdistill.cache.verifying import verify_bytes, verify_inputs
 from ensdistill.common.progress import Progress
 from ensdistill.common.scalars import whole
+from ensdistill.common.tasks import Task
 
 if TYPE_CHECKING:
     from ensdistill.cache.teachers import Ensemble
@@ -191,6 +193,20 @@ class TargetCache:
     def manifest(self) -> Manifest:
         """The manifest, documented in ``ensdistill.cache.manifest``; it must not be changed."""
         return self._manifest
+
+    @property
+    def task(self) -> Task:
+        return m.task_of_plan(self._manifest)
+
+    @property
+    def location(self) -> np.ndarray | None:
+        """Of regression: the zero of the stored numbers in the data's units, float64 [D]; else None."""
+        return _numbers(self._manifest.get("location"))
+
+    @property
+    def scale(self) -> np.ndarray | None:
+        """Of regression: the unit of the stored numbers in the data's units, float64 [D]; else None."""
+        return _numbers(self._manifest.get("scale"))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -398,3 +414,7 @@ class TargetCache:
         from ensdistill.cache.recheck import recheck
 
         return recheck(self, ensemble, rows, share, augment, progress)
+
+
+def _numbers(values: list[float] | None) -> np.ndarray | None:
+    return None if values is None else np.array(values, np.float64)
