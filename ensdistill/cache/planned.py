@@ -3,7 +3,7 @@ run."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,9 +11,11 @@ import numpy as np
 from ensdistill.cache import manifest as m
 from ensdistill.cache.codecs import Codec
 from ensdistill.cache.fingerprint import as_json, input_hashes, made_from
-from ensdistill.cache.plan import make_plan
+from ensdistill.cache.plan import make_plan, with_standard
+from ensdistill.cache.standard import Standard
 from ensdistill.cache.teachers import Ensemble, Predict, class_names, predictor
 from ensdistill.cache.uids import row_order
+from ensdistill.common.tasks import task_of
 from ensdistill.data import Rows
 from ensdistill.data.samples import in_memory, whole
 
@@ -30,9 +32,11 @@ class Planned:
     Attributes
     ----------
     plan : dict
-        The manifest's fields that are set before the members run.
+        The manifest's fields that are set before the members run. Of regression those that follow from their
+        predictions are missing until `settled`.
     codec : Codec
     predict : callable
+        Of regression in the plan's units, once it is settled; in the data's before.
     rows : Rows
     order : ndarray [N]
         The position among ``rows`` of each row of the cache.
@@ -52,6 +56,37 @@ class Planned:
     uids: np.ndarray | None
     augment: Augmentation | None
     seed: int
+
+    def settled(self, plan: m.Manifest, batch_size: int) -> Planned:
+        """The same with this plan: one's own, or that of an unfinished cache of the same things.
+
+        Of regression the members predict for some rows, unless the plan has their location and scale already.
+        """
+        if m.task_of_plan(plan) != "regression":
+            return replace(self, plan=plan)
+        standard = Standard.of(plan)
+        if standard is None:
+            mixture = plan["temperature"] != "any"
+            weights = np.array(plan["weights"], np.float64)
+            standard = Standard.measured(
+                lambda positions: self._moments(positions, batch_size), len(self.rows), weights, mixture=mixture
+            )
+            plan = with_standard(plan, self.codec, standard)
+        return replace(self, plan=plan, predict=standard.wrap(self.predict))
+
+    def _moments(self, positions: np.ndarray, batch_size: int) -> Any:
+        """The members' moments for these positions among the rows, in their first version."""
+        parts = []
+        for start in range(0, len(positions), batch_size):
+            chosen = positions[start : start + batch_size]
+            inputs, uids = self.rows.inputs[chosen], self.rows.uids[chosen]
+            if self.augment is not None:
+                from ensdistill.data.versions import view_inputs
+
+                inputs = view_inputs(self.augment, inputs, uids, 0, self.seed)
+            parts.append(self.predict(inputs, uids))
+        means, variances = zip(*parts, strict=True)
+        return np.concatenate(means, 1), None if variances[0] is None else np.concatenate(variances, 1)
 
 
 def plan_predictions(
@@ -91,6 +126,7 @@ def plan_predictions(
         seed=seed,
         max_temperature=max_temperature,
         uids=uids,
+        task=task_of(ensemble),
     )
     counts = _lengths(lengths, rows, order)
     # Lazy samples are hashed as they are read for the members: reading them all beforehand would double the
