@@ -75,6 +75,8 @@ from ensdistill.cache.files.checked import FORMAT_VERSION, WITH_CLASS_PATHS, WIT
 from ensdistill.common.tasks import Task
 
 FORMAT = "ensdistill-target-cache"
+MEASURED = ("location", "scale", "variance")
+"""The fields of regression that follow from the members' predictions."""
 MANIFEST, PLAN, UIDS = "manifest.json", "plan.json", "uids.safetensors"
 BLOCK_BYTES = 1 << 16
 # Records start at a page, so that a block is read and checked by whole pages.
@@ -135,9 +137,10 @@ def targets_of(manifest: Manifest) -> list[str]:
 
 
 def conversions(manifest: Manifest, member: str) -> list[dict[str, Any]]:
-    """The conversions ``{from, kl}`` (of regression ``{from, error}``) of a member's rows before they were stored in this cache.
+    """The conversions ``{from, kl}`` of a member's logits before they were stored in this cache.
 
-    Each has the ``floor`` too, where rows of the source had logits below it.
+    Those of a regressor's moments are ``{from, error}``. Each has the ``floor`` too, where rows of the source
+    had logits below it.
     """
     steps = manifest["fingerprint"].get("derived", [])
     came = max((i for i, step in enumerate(steps) if step.get("add", {}).get("name") == member), default=-1)

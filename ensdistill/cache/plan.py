@@ -63,7 +63,9 @@ def make_plan(
     if mixture_at is not None:
         check_mixture_at(mixture_at, task)
     if sequences and task == "regression":
-        raise ValueError("lengths: expected None, because predictions of regressors have no positions; got some")
+        raise ValueError(
+            "lengths: expected None, because predictions of regressors have no positions; got some"
+        )
     check_temperature("max_temperature", max_temperature)
     plan = {
         "format": m.FORMAT,

@@ -15,7 +15,8 @@ from ensdistill.cache.plan import make_plan, with_standard
 from ensdistill.cache.standard import Standard
 from ensdistill.cache.teachers import Ensemble, Predict, class_names, predictor
 from ensdistill.cache.uids import row_order
-from ensdistill.common.tasks import task_of
+from ensdistill.common.scalars import plain
+from ensdistill.common.tasks import Task, task_of
 from ensdistill.data import Rows
 from ensdistill.data.samples import in_memory, whole
 
@@ -69,9 +70,13 @@ class Planned:
             mixture = plan["temperature"] != "any"
             weights = np.array(plan["weights"], np.float64)
             standard = Standard.measured(
-                lambda positions: self._moments(positions, batch_size), len(self.rows), weights, mixture=mixture
+                lambda positions: self._moments(positions, batch_size),
+                len(self.rows),
+                weights,
+                mixture=mixture,
             )
-            plan = with_standard(plan, self.codec, standard)
+        own = {field: value for field, value in plan.items() if field not in m.MEASURED}
+        plan = with_standard(own, self.codec, standard)
         return replace(self, plan=plan, predict=standard.wrap(self.predict))
 
     def _moments(self, positions: np.ndarray, batch_size: int) -> Any:
@@ -145,9 +150,7 @@ def plan_predictions(
     return Planned(plan, codec, predict, rows, order, hashes, counts, uids, augment, seed)
 
 
-def check_numbers(
-    batch_size: Any, shard_rows: Any, views: Any, rank: Any, world: Any, seed: Any, max_kl: Any
-) -> None:
+def check_numbers(batch_size: Any, shard_rows: Any, views: Any, rank: Any, world: Any, seed: Any) -> None:
     counts = (("batch_size", batch_size), ("shard_rows", shard_rows), ("views", views), ("world", world))
     for name, value in counts:
         if type(value) is not int or value < 1:
@@ -156,8 +159,29 @@ def check_numbers(
         raise ValueError(f"rank: expected 0 to {world - 1}, one of the {world} writers; got {rank!r}")
     if type(seed) is not int or not 0 <= seed < 2**63:
         raise ValueError(f"seed: expected an integer from 0 to 2**63 - 1; got {seed!r}")
-    if max_kl is not None and not (isinstance(max_kl, int | float) and max_kl >= 0):
-        raise ValueError(f"max_kl: expected a number of at least 0, in nats; got {max_kl!r}")
+
+
+def limit_of(task: Task, max_kl: Any, max_error: Any) -> float | None:
+    """The largest cost of storing a row: ``max_kl``, or ``max_error`` of regression.
+
+    Raises
+    ------
+    ValueError
+        It is no such number, or the other one is given.
+    """
+    kl, error = plain(max_kl), plain(max_error)
+    if (other := kl if task == "regression" else error) is not None:
+        wrong, right = ("max_kl", "max_error") if task == "regression" else ("max_error", "max_kl")
+        raise ValueError(
+            f"{wrong}: expected None, because the task is {task}, which has {right}; got {other!r}"
+        )
+    limit = error if task == "regression" else kl
+    if limit is not None and not (isinstance(limit, int | float) and limit >= 0):
+        name, unit = (
+            ("max_error", "in units of the spread") if task == "regression" else ("max_kl", "in nats")
+        )
+        raise ValueError(f"{name}: expected a number of at least 0, {unit}; got {limit!r}")
+    return limit
 
 
 def _lengths(lengths: Any, rows: Rows, order: np.ndarray) -> np.ndarray | None:
