@@ -144,11 +144,12 @@ def add_member(
     logits : ndarray [N, C] (of V views [V, N, C]; of sequences [M, C], all their positions), float32
         The new member's logits; of multi-label members its log-odds.
     moments : ndarray [N, D] (of V views [V, N, D]), float; or a pair of these
-        Of regression in place of ``logits``: the new member's means in the data's units, and its variances. The
-        second may be None. A member without them, beside others with one, has the mean variance of these.
+        Of regression in place of ``logits``: the new member's means in the data's units, and its variances.
+        The second may be None. A member without them, beside others with one, has the mean variance of
+        these.
     uids : ndarray [N], integer
-        The uid of the sample that each row of the predictions is of (of sequences: that each run of positions is
-        of), each once.
+        The uid of the sample that each row of the predictions is of (of sequences: that each run of positions
+        is of), each once.
     weight : float
         The new member's. The other weights do not change; the loss normalises their sum.
 
@@ -157,7 +158,8 @@ def add_member(
     ValueError
         ``path`` is the source's own folder, or a URL; or another argument.
     CacheError
-        The source holds a mixture only, or moments with a variance factor; and every error of `cache_targets`.
+        The source holds a mixture only, or moments with a variance factor; and every error of
+        `cache_targets`.
     """
     source = _opened(source)
     folder = _other_folder(source, path)
@@ -284,8 +286,8 @@ def _require_unscaled(source: TargetCache, use: str) -> None:
     factor = made.get("variance_factor", 1.0) if isinstance(made, dict) else 1.0
     if source.task == "regression" and factor != 1:
         raise CacheError(
-            f"{source.path}: holds moments with a variance factor of {factor:.3g}, by which the members' means are "
-            f"nearer to, or further from, those of their mixture; {use} would need them as they were: build the "
+            f"{source.path}: holds moments with a variance factor of {factor:.3g}, whose root multiplies the "
+            f"distances of the members' means from their mixture's; {use} needs them as they were: build the "
             "cache again from an ensemble with the members and weights that you want"
         )
 

@@ -161,9 +161,9 @@ class Encoder:
             k, n, c = bad.nonzero()[0].tolist()
             if self.task == "regression":
                 raise BadRows(
-                    f"{self.source}: expected numbers within 1e38 times the spread of the predictions; member "
-                    f"{self.names[k]!r} gave {logits[k, n, c].item():g} times it for uid {int(uids[n])} ({count} "
-                    "such values in this batch)",
+                    f"{self.source}: expected numbers within 1e38 times the spread of the predictions; "
+                    f"member {self.names[k]!r} gave {logits[k, n, c].item():g} times it for uid "
+                    f"{int(uids[n])} ({count} such values in this batch)",
                     uids[[n]],
                 )
             raise BadRows(

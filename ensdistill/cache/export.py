@@ -45,9 +45,10 @@ def export_parquet(
     Notes
     -----
     Columns ``uid``, ``view``, ``position`` (within a sequence), ``input_hash``; then those of
-    `Codec.columns`: of members ``logits: <name>``, decoded, a list of C float32; of a mixture ``log_probs``, of
-    multi-label members ``log_odds``; of top-k ``ids``, ``log_probs``, ``tail_log_mass``; of counts ``ids``, ``counts``. Of regression ``mean: <name>`` and
-    ``variance: <name>``, D float64 in the data's units. The file's metadata
+    `Codec.columns`: of members ``logits: <name>``, decoded, a list of C float32; of a mixture ``log_probs``,
+    of multi-label members ``log_odds``; of top-k ``ids``, ``log_probs``, ``tail_log_mass``; of counts
+    ``ids``, ``counts``. Of regression ``mean: <name>`` and ``variance: <name>``, D float64 in the data's
+    units. The file's metadata
     ``ensdistill`` is the manifest.
     """
     try:

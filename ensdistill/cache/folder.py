@@ -49,8 +49,8 @@ def remove(files: Iterable[Path]) -> None:
 
 def require_same(place: Path | str, found: m.Manifest, expected: m.Manifest) -> None:
     """Raise CacheMismatch where two manifests or plans differ; ``found`` is the one at ``place``."""
-    # The record, the file of the uids, and measured fields follow from other fields: a difference in them would
-    # only repeat theirs.
+    # The record, the file of the uids, and measured fields follow from other fields: a difference in them
+    # would only repeat theirs.
     follow = ("record", "uids", *m.MEASURED)
     found, expected = (
         {"task": m.task_of_plan(body), **{f: value for f, value in body.items() if f not in follow}}

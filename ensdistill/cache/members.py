@@ -103,5 +103,6 @@ def require_members(cache: TargetCache, use: str) -> None:
             rows, codecs = "moments", "fp32, fp16, affine16 or uint8"
         raise CacheError(
             f"{cache.path}: holds the mixture at T = {cache.temperature:g} only ({cache.manifest['codec']}), "
-            f"and {use} needs each member's {rows}; build a cache with codec {codecs} and without `mixture_at`"
+            f"and {use} needs each member's {rows}; build a cache with codec {codecs} and without "
+            "`mixture_at`"
         )

@@ -26,7 +26,8 @@ def rows_of_new_member(source: TargetCache, logits: Any, moments: Any, uids: Any
     if other is not None or parts[0] is None:
         got = "none" if other is None else "logits" if name == "moments" else "moments"
         raise TypeError(
-            f"{name}: expected the new member's, because the cache {source.path} is of {source.task}; got {got}"
+            f"{name}: expected the new member's, because the cache {source.path} is of {source.task}; got "
+            f"{got}"
         )
     counts = [records_of(source, view) for view in range(source.views)]
     one = (counts[0], len(source.classes))

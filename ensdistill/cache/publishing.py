@@ -113,7 +113,8 @@ def _within(cache: TargetCache, max_cost: float | None, spent: dict[str, float])
     if max_cost is not None and largest > max_cost:
         name, unit = _limit_of(cache.manifest)
         raise CacheError(
-            f"{name}: expected at most {max_cost:g} {unit}; the cache {cache.path} has a row with {largest:.3g}"
+            f"{name}: expected at most {max_cost:g} {unit}; the cache {cache.path} has a row with "
+            f"{largest:.3g}"
         )
     return cache
 

@@ -303,8 +303,9 @@ class TargetCache:
     def gather_logits(self, uids: np.ndarray, view: int | np.ndarray = 0) -> np.ndarray:
         """The decoded targets, without torch: float32 [K, N, C] logits, or the mixture's log-probabilities.
 
-        Those of multi-label members are log-odds, the mixture's too. Each row is exact up to its codec's error,
-        and of classification up to a shift. Raises as `gather` does, and CacheError for a cache of regression.
+        Those of multi-label members are log-odds, the mixture's too. Each row is exact up to its codec's
+        error, and of classification up to a shift. Raises as `gather` does, and CacheError for a cache of
+        regression.
         """
         if self.task == "regression":
             raise CacheError(
@@ -317,8 +318,8 @@ class TargetCache:
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Means and variances of a cache of regression in the data's units, without torch: float64 [K, N, D].
 
-        The variances are None where no member gives one; K is 1 where the cache holds the mixture only. Raises
-        as `gather` does, and CacheError for a cache of another task.
+        The variances are None where no member gives one; K is 1 where the cache holds the mixture only.
+        Raises as `gather` does, and CacheError for a cache of another task.
         """
         if (standard := Standard.of(self._manifest)) is None:
             raise CacheError(
@@ -327,8 +328,11 @@ class TargetCache:
         return standard.in_data_units(self.decoded(uids, view))
 
     def decoded(self, uids: np.ndarray, view: int | np.ndarray = 0) -> np.ndarray:
-        """The rows of the records as their codec returns them, float32 [K or 1, N, C]; of regression means and
-        deviations in standardised units, [K or 1, N, D or 2 D]. Raises as `gather` does."""
+        """The rows of the records as their codec returns them, float32 [K or 1, N, C].
+
+        Of regression they are means and deviations in standardised units, [K or 1, N, D or 2 D]. Raises as
+        `gather` does.
+        """
         fields = self.layout.views(self.gather_records(uids, view))
         values = self.codec.decode(fields, m.width_of(self._manifest))
         return np.ascontiguousarray(values.swapaxes(0, 1), np.float32)

@@ -1,4 +1,5 @@
-"""The cost of storing: every row's KL or error, summed up so that parts of shards and writers merge exactly."""
+"""The cost of storing: every row's KL or error, summed up so that parts of shards and writers merge
+exactly."""
 
 from __future__ import annotations
 

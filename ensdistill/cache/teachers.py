@@ -38,8 +38,8 @@ class Ensemble(Protocol):
     def fingerprint(self) -> dict[str, Any]:
         """Plain JSON that changes with the logits: members, weights, combiner, calibration."""
 
-    # An ensemble with the attribute ``task`` = "multilabel" predicts log-odds. One of "regression" has, in place
-    # of ``predict_logits``,
+    # An ensemble with the attribute ``task`` = "multilabel" predicts log-odds. One of "regression" has, in
+    # place of ``predict_logits``,
     #     predict_moments(inputs) -> (means, variances or None), float [K, N, D] in the data's units
     # and may have
     #     calibrated(moments) -> the same after calibration
@@ -134,8 +134,8 @@ def _moments(ensemble: Any, inputs: Any, uids: np.ndarray) -> Moments:
             k, n, d = np.argwhere(wrong)[0]
             raise BadRows(
                 f"{source}: expected finite means, and variances of at least 0; member {names[k]!r} gave the "
-                f"{kind} {part[k, n, d]:g} for uid {int(uids[n])}, number {d} ({int(wrong.sum())} such values in "
-                "this batch)",
+                f"{kind} {part[k, n, d]:g} for uid {int(uids[n])}, number {d} ({int(wrong.sum())} such values "
+                "in this batch)",
                 uids[[n]],
             )
     return parts[0].astype(np.float64), None if variance is None else parts[1].astype(np.float64)

@@ -77,11 +77,12 @@ def cache_targets(
         others (a data set's own) are kept in the cache, whose rows are in the order of these.
     path : path
         A folder; created if it does not exist.
-    codec : {"uint8", "fp16", "bf16", "fp32", "topk-N", "counts-N", "affine16"}, import path or Codec, optional
+    codec : {"uint8", "fp16", "bf16", "fp32", "topk-N", "counts-N", "affine16"}, import path or Codec
         How targets are stored; see ``ensdistill.cache.codecs``. By default ``uint8``, and ``fp32`` of
         regression, which also has ``fp16``, ``affine16`` and ``uint8``. ``topk-N`` and ``counts-N`` hold the
-        mixture only; multi-label members have no ``counts-N``. A codec outside the package is given by its import path (``"my_package.my_codec.MyCodec"``, with
-        settings ``"my_package.my_codec.MyCodec(bits=4)"``) or as an instance; see ``docs/extending.md``.
+        mixture only; multi-label members have no ``counts-N``. A codec outside the package is given by its
+        import path (``"my_package.my_codec.MyCodec"``, with settings
+        ``"my_package.my_codec.MyCodec(bits=4)"``) or as an instance; see ``docs/extending.md``.
     mixture_at : float, optional
         Keep only the mixture at this temperature, a K-th of the bytes. By default every member's logits are
         kept, which serve every temperature, weighting and combiner. Of regression only 1.0.

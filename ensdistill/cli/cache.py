@@ -33,8 +33,8 @@ from ensdistill.common.errors import WrongArgument
 EXAMPLE = "runs/digits/seed-0/cache/targets"
 IN_ORDER = "in-order"
 CODECS = (
-    "uint8, fp16, bf16, fp32, topk-N, counts-N (of regression fp32, fp16, affine16, uint8), or the import path of a "
-    "codec of your own"
+    "uint8, fp16, bf16, fp32, topk-N, counts-N (of regression fp32, fp16, affine16, uint8), or the import "
+    "path of a codec of your own"
 )
 
 
@@ -101,8 +101,8 @@ def parsers() -> dict[str, Parser]:
         "add-member",
         _add,
         "Writes a copy of a target cache with one member more; the others are not run again. The logits are "
-        "a NumPy file, float32 [samples, classes], and --uids names the sample of each of its rows. To a cache of "
-        "regression, --means and perhaps --variances take their place.",
+        "a NumPy file, float32 [samples, classes], and --uids names the sample of each of its rows. To a "
+        "cache of regression, --means and perhaps --variances take their place.",
         f"{EXAMPLE} with-forest --name forest --logits forest.npy --uids uids.npy --weight 0.2",
     )
     _folder(sub)
@@ -120,7 +120,8 @@ def parsers() -> dict[str, Parser]:
         "--uids",
         required=True,
         metavar="FILE.npy",
-        help=f"integers [samples]: the uid of each row of the predictions; or the word {IN_ORDER}: the cache's rows",
+        help="integers [samples]: the uid of each row of the predictions; or the word "
+        f"{IN_ORDER}: the cache's rows",
     )
     sub.add_argument(
         "--weight",
@@ -138,7 +139,7 @@ def parsers() -> dict[str, Parser]:
         "--max-error",
         type=number,
         metavar="SHARE",
-        help="of regression: refuse a row whose error is a larger share of the spread, all conversions added up",
+        help="of regression: refuse a row whose error is larger, all conversions added up",
     )
 
     sub = command(
@@ -184,7 +185,7 @@ def parsers() -> dict[str, Parser]:
         "--max-error",
         type=number,
         metavar="SHARE",
-        help="of regression: refuse a row whose error is a larger share of the spread, all conversions added up",
+        help="of regression: refuse a row whose error is larger, all conversions added up",
     )
     sub.add_argument(
         "--seed", type=whole_number, default=0, help="the seed of the draws of counts-N (default: 0)"

@@ -66,8 +66,8 @@ def table_of(cache: TargetCache, folder: str) -> Table:
     if converted:
         table.add_row(
             "",
-            f"{name} of the source's to the exact targets max {max(m.cost_before(manifest).values()):.1e} {unit}, "
-            "all steps added up",
+            f"{name} of the source's to the exact targets max {max(m.cost_before(manifest).values()):.1e} "
+            f"{unit}, all steps added up",
         )
     table.add_row(
         "members", ", ".join(f"{n} ({w:.3f})" for n, w in zip(cache.names, cache.weights, strict=True))

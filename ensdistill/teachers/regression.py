@@ -154,8 +154,8 @@ class RegressionEnsemble(BaseEnsemble):
         return Moments(mean, None if silent else total)
 
     def calibrated(self, moments: Moments | np.ndarray) -> Moments:
-        """The members' moments after calibration, float64 [K, N, D]: the law of total variance, alone, makes the
-        mixture of them that `combine` returns.
+        """The members' moments after calibration, float64 [K, N, D]. The law of total variance alone makes of
+        them the mixture that `combine` returns.
 
         The fitted noise is each member's variance where none gives one. The fitted factor multiplies the
         variances, and by its root the distances of the means from the mixture's.

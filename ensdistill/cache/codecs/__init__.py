@@ -18,11 +18,11 @@ counts-N    counts u8 [M],                      none on average: E|p~ - p|^2 = (
             ids u8 [ceil(M bits / 8)]           M = min(N, C)
 ==========  ==================================  =============================================================
 
-Multi-label members have the same codecs but ``counts-N`` (``labels.py``). Half precision does not shift
-their log-odds. The error of ``uint8`` is a sum over labels of
-at most R^2 / 2080800 each. ``topk-N`` has the N likeliest labels and the sum of the others' probabilities,
-which are read as equal. Regression has ``fp32``, ``fp16`` and the affine codes ``affine16`` and ``uint8`` of standardised
-means and deviations (``numbers.py``).
+Multi-label members have the same codecs but ``counts-N`` (``labels.py``). Half precision does not shift their
+log-odds. The error of ``uint8`` is a sum over labels of at most R^2 / 2080800 each. ``topk-N`` has the N
+likeliest labels and the sum of the others' probabilities, which are read as equal. Regression has ``fp32``,
+``fp16`` and the affine codes ``affine16`` and ``uint8`` of standardised means and deviations
+(``numbers.py``).
 
 The first four hold each member's logits, or (with K = 1) the log-probabilities of their mixture at one
 temperature. The last two always hold the mixture. KL bound: if all logits of a row are within e of the stored

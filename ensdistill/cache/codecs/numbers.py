@@ -33,8 +33,8 @@ class NumberFloat16(Float16):
         if bool(large.any()):
             uids = batch.uids[large.cpu().numpy()]
             raise BadRows(
-                f"codec: fp16 holds numbers up to {HALF:g} times the spread of the predictions; those for uid "
-                f"{int(uids[0])} are larger ({len(uids)} such rows): use codec fp32",
+                f"codec: fp16 holds numbers up to {HALF:g} times the spread of the predictions; those for "
+                f"uid {int(uids[0])} are larger ({len(uids)} such rows): use codec fp32",
                 uids,
             )
         return Encoded({"logits": records(values.half())})
