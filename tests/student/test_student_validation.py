@@ -369,7 +369,7 @@ def test_rows_that_cannot_validate_are_refused(caches, validation, error, messag
         ({"patience": 1.5}, r"^validation\.patience: expected an integer of at least 1; got 1.5"),
         (
             {"metric": "loss"},
-            r"^validation\.metric: expected one of agreement, kl, nll, accuracy; got 'loss'",
+            r"^validation\.metric: expected one of agreement, kl, nll, accuracy, distance, rmse; got 'loss'",
         ),
     ],
 )
