@@ -95,7 +95,7 @@ def check_job(run: RunFolder) -> None:
                     where = "" if str(error).startswith("cache.") else f"teachers.members.{i}.init_args."
                     raise ValueError(f"{where}{error}") from error
     try:
-        codec_of(config.cache.codec).fields(1, len(split.classes))
+        codec_of(config.cache.codec, split.task).fields(1, len(split.classes))
     except ValueError as error:
         raise ValueError(f"cache.{error}") from error
     _check_preprocess(run)

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ensdistill.cache.codecs import codec_of
+from ensdistill.cache.codecs import Codec, codec_of
 from ensdistill.common.combiners import Combiner
 from ensdistill.common.scalars import check_temperature, plain_fields
+from ensdistill.common.tasks import TASKS
 from ensdistill.data import Dataset, Rows, Split
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.data.transfer import TransferSet
@@ -115,9 +116,10 @@ class CacheConfig:
     ----------
     transfer : TransferSet
         The inputs that the student learns from: labelled rows, the pool, and synthetic rows made from both.
-    codec : {"uint8", "fp16", "bf16", "fp32", "topk-N", "counts-N"} or an import path
+    codec : {"uint8", "fp16", "bf16", "fp32", "topk-N", "counts-N", "affine16"} or an import path, optional
         How a target is stored. "uint8", "fp16", "bf16" and "fp32" hold the logits of every member, in 8, 16,
-        16 and 32 bits for each class. "topk-N", for example "topk-8", holds the mixture's N likeliest classes
+        16 and 32 bits for each class or label. By default "uint8"; of a regression "fp32", beside which it
+        has "fp16", "affine16" and "uint8", for standardised means and variances. "topk-N", for example "topk-8", holds the mixture's N likeliest classes
         and the exact mass of the others. "counts-N" holds N classes drawn from the mixture, at most 255.
         These two need ``mixture_at``. An import path, such as my_package.my_codec.MyCodec, names a codec of
         your own; ``docs/extending.md`` shows one.
@@ -140,21 +142,24 @@ class CacheConfig:
     max_kl : float, optional
         Refuse to store targets that differ from a member's, or from the mixture, by more than so many nats in
         any row.
+    max_error : float, optional
+        The same for a regression, in units of the targets' spread.
     """
 
     transfer: TransferSet = field(default_factory=TransferSet)
-    codec: str = "uint8"
+    codec: str | None = None
     mixture_at: float | None = None
     views: int = 1
     augment: Augmentation | None = None
     max_kl: float | None = None
     labelled: Literal["in_sample", "out_of_fold", "mixed"] = "in_sample"
     label_share: float = 0.5
+    max_error: float | None = None
 
     def __post_init__(self) -> None:
         plain_fields(self)
         try:
-            codec = codec_of(self.codec)
+            codec = self.any_codec
         except ValueError as error:
             raise ValueError(f"cache.{error}") from error
         if self.mixture_at is not None:
@@ -184,10 +189,22 @@ class CacheConfig:
                     f"targets belong to one version of the labelled rows; got {self.labelled}: take views: 1 "
                     "and more synthetic rows"
                 )
-        if self.max_kl is not None and not 0 <= self.max_kl < math.inf:
-            raise ValueError(
-                f"cache.max_kl: expected a finite number of at least 0, in nats; got {self.max_kl}"
-            )
+        for name, unit in (("max_kl", "nats"), ("max_error", "units of the targets' spread")):
+            most = getattr(self, name)
+            if most is not None and not 0 <= most < math.inf:
+                raise ValueError(f"cache.{name}: expected a finite number of at least 0, in {unit}; got {most}")
+
+    @property
+    def any_codec(self) -> Codec:
+        """The codec, of the first task that has one of this name."""
+        refused: ValueError | None = None
+        for task in TASKS:
+            try:
+                return codec_of(self.codec, task)
+            except ValueError as error:
+                refused = refused or error
+        assert refused is not None
+        raise refused
 
     def changes(self, split: Split, seed: int) -> Augmentation | None:
         """How the versions of the transfer set of a split differ: by the augmentation, or by synthetic rows

@@ -40,8 +40,8 @@ def plan_of(settings: TeachersConfig, split: Split, file: Path) -> Plan:
     """
     if split.task != "classification":
         raise ValueError(
-            f"teachers.members: expected a list of members for the task {split.task}; got auto, whose members "
-            "are of the task classification: `ensdistill init` writes a list for these data"
+            f"teachers.members: expected a list of members for the task {split.task}; got auto, which "
+            "chooses classifiers: `ensdistill init` writes a list for these data"
         )
     minutes, folds = settings.minutes or MINUTES, settings.folds
     samples, classes = split.labelled.inputs, len(split.classes)

@@ -32,7 +32,7 @@ from safetensors.numpy import load_file
 from torch import nn
 
 import ensdistill
-from ensdistill.cache.codecs import class_paths, codec_of
+from ensdistill.cache.codecs import class_paths
 from ensdistill.cache.floors import TEMPERATURE
 from ensdistill.common.checkpoint import CheckpointMismatch
 from ensdistill.common.describe import describe
@@ -299,7 +299,7 @@ class RunFolder:
         own = [path for part in parts for path in _class_paths(part)]
         own += [path for s in students for path in trusted_by(s.preprocess)]
         members = [path for spec in self.teachers.recipes for path in spec.trusted]
-        return tuple({*own, *members, *class_paths(codec_of(self.config.cache.codec))})
+        return tuple({*own, *members, *class_paths(self.config.cache.any_codec)})
 
     def _known_students(self) -> Iterator[StudentConfig]:
         """The students' settings, without those of searches that are not finished."""

@@ -232,6 +232,7 @@ def cache(
                 views=settings.views,
                 augment=transfer.rounds if remade else settings.augment,
                 max_kl=settings.max_kl,
+                max_error=settings.max_error,
                 max_temperature=max(TEMPERATURE, temperature),
                 seed=seed,
                 overwrite=True,

@@ -117,19 +117,11 @@ class LabelledTargets:
     def task(self) -> Task:
         return _task_of(self.ensemble)
 
-    @property
-    def noise(self) -> np.ndarray | None:
-        """Of an ensemble of regressors; see :class:`ensdistill.teachers.RegressionEnsemble`."""
-        return getattr(self.ensemble, "noise", None)
-
-    @property
-    def variance_factor(self) -> float:
-        """Of an ensemble of regressors."""
-        return float(getattr(self.ensemble, "variance_factor", 1.0))
-
-    def combine(self, predictions: Any) -> Any:
-        """The mixture of the members' predictions, as the ensemble makes it."""
-        return self.ensemble.combine(predictions)
+    def calibrated(self, moments: Moments) -> Moments:
+        """The members' moments after the calibration of an ensemble of regressors; see
+        :meth:`ensdistill.teachers.RegressionEnsemble.calibrated`."""
+        mean, variance = self.ensemble.calibrated(moments)
+        return Moments(mean, variance)
 
     def predict_logits(self, inputs: Any) -> Tensor:
         """The ensemble's own logits: which rows are labelled is known by :meth:`for_uids` alone."""
