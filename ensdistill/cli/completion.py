@@ -15,6 +15,8 @@ _JOB = (
     "--target",
     "--ignore",
     "--data",
+    "--task",
+    "--separator",
     "--keep",
     "--max_latency",
     "--max_bytes",

@@ -22,9 +22,9 @@ from ensdistill.teachers.recipes import Recipe
 
 OPTIONS = (
     (
-        "--target NAME, --ignore NAME, --data DATA",
-        "Where CONFIG is data (a table, arrays, a folder): the labels' column, a column that is not used, "
-        "and the data of a folder of models. `ensdistill init --help` explains them.",
+        "--target NAME, --ignore NAME, --data DATA, --task TASK, --separator TEXT",
+        "Where CONFIG is data (a table, arrays, a folder): the labels' columns, a column that is not used, "
+        "the data of a folder of models, and the task. `ensdistill init --help` explains them.",
     ),
     (
         "--keep SHARE, --max_latency TIME, --max_bytes SIZE, --max_parameters N",

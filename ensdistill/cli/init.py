@@ -36,7 +36,18 @@ def parser() -> Parser:
         help="a table (CSV, TSV, Parquet, JSON lines, Arrow), arrays (.npy, .npz), a folder of images or "
         "texts in class folders, or a folder of models with --data",
     )
-    p.add_argument("--target", metavar="NAME", help="the column, array or file of the labels")
+    p.add_argument(
+        "--target",
+        metavar="NAME",
+        help="the column, array or file of the labels; NAME,NAME,... of a table's several labels or numbers",
+    )
+    p.add_argument(
+        "--task",
+        metavar="TASK",
+        help="of a table: classification, multilabel (columns of 0 and 1, or one of tags) or regression; by "
+        "default what the target looks like",
+    )
+    p.add_argument("--separator", metavar="TEXT", help="of a table: between the tags of one target column")
     p.add_argument("--ignore", action="append", metavar="NAME", help="a column that is not to be used")
     p.add_argument("--data", metavar="DATA", help="the data of a folder of models")
     p.add_argument(
@@ -62,6 +73,7 @@ def main(words: Sequence[str]) -> int:
     """Write the file; return the exit status."""
     options = parser().parse(words)
     given = {"--target": [options.target], "--ignore": options.ignore or [], "--data": [options.data]}
+    given |= {"--task": [options.task], "--separator": [options.separator]}
     given |= {name: [vars(options)[name.removeprefix("--")]] for name in READING}
     names = (*WORDS, *READING)
     asked = [word for name in names for value in given[name] if value is not None for word in (name, value)]

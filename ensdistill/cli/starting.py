@@ -11,7 +11,7 @@ from ensdistill.cli.manner import manner
 from ensdistill.common.errors import WrongArgument
 
 # Words about data that are no settings; each takes a value.
-WORDS = ("--target", "--ignore", "--data")
+WORDS = ("--target", "--ignore", "--data", "--task", "--separator")
 # The goals of a search for the student, in place of its model.
 GOALS = ("--keep", "--max_latency", "--max_bytes", "--max_parameters")
 # Settings of a table that decide how its target is read.
@@ -78,6 +78,8 @@ def start(words: Sequence[str]) -> tuple[Start, list[str]]:
         data=Path(options["--data"][-1]) if "--data" in options else None,
         unlabelled=given["--data.unlabelled"],
         labels=given["--data.labels"],
+        task=options.get("--task", [None])[-1],
+        separator=options.get("--separator", [None])[-1],
     )
     settings, words_for = settings_of(found, tuple(MODULES))
     if goals := {name.removeprefix("--"): _scalar(options[name][-1]) for name in GOALS if name in options}:

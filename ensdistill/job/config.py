@@ -119,8 +119,9 @@ class CacheConfig:
     codec : {"uint8", "fp16", "bf16", "fp32", "topk-N", "counts-N", "affine16"} or an import path, optional
         How a target is stored. "uint8", "fp16", "bf16" and "fp32" hold the logits of every member, in 8, 16,
         16 and 32 bits for each class or label. By default "uint8"; of a regression "fp32", beside which it
-        has "fp16", "affine16" and "uint8", for standardised means and variances. "topk-N", for example "topk-8", holds the mixture's N likeliest classes
-        and the exact mass of the others. "counts-N" holds N classes drawn from the mixture, at most 255.
+        has "fp16", "affine16" and "uint8", for standardised means and variances. "topk-N", for example
+        "topk-8", holds the mixture's N likeliest classes and the exact mass of the others. "counts-N" holds N
+        classes drawn from the mixture, at most 255.
         These two need ``mixture_at``. An import path, such as my_package.my_codec.MyCodec, names a codec of
         your own; ``docs/extending.md`` shows one.
     mixture_at : float, optional
@@ -192,7 +193,9 @@ class CacheConfig:
         for name, unit in (("max_kl", "nats"), ("max_error", "units of the targets' spread")):
             most = getattr(self, name)
             if most is not None and not 0 <= most < math.inf:
-                raise ValueError(f"cache.{name}: expected a finite number of at least 0, in {unit}; got {most}")
+                raise ValueError(
+                    f"cache.{name}: expected a finite number of at least 0, in {unit}; got {most}"
+                )
 
     @property
     def any_codec(self) -> Codec:

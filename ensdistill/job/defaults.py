@@ -9,9 +9,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier
+from sklearn.ensemble import (
+    ExtraTreesClassifier,
+    ExtraTreesRegressor,
+    HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
+)
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
 from sklearn.naive_bayes import ComplementNB
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -22,6 +28,7 @@ from ensdistill.data.preprocess import HashedNgrams
 from ensdistill.data.samples import as_samples, form
 from ensdistill.data.transfer import Exchange, SpliceTexts, TransferSet
 from ensdistill.job.config import CacheConfig, DistillConfig, TeachersConfig
+from ensdistill.job.starting.labels import Labels
 from ensdistill.job.student_config import StudentConfig
 from ensdistill.models import CNN, MLP, BagOfNgrams
 from ensdistill.teachers.recipes import Recipe, SklearnMembers, TorchMembers
@@ -44,13 +51,14 @@ class Defaults:
     distill: DistillConfig
 
 
-def defaults(samples: Any, labelled: int, pool: int = 0) -> Defaults:
+def defaults(samples: Any, labelled: int, pool: int = 0, labels: Labels = Labels()) -> Defaults:  # noqa: B008
     """The settings for samples without settings of their own.
 
     Tables and arrays [N, F]: boosted trees, extremely randomised trees and three networks; synthetic rows
     by exchange with neighbours where the pool is small; a network with two hidden layers as the student.
     Images: convolution networks. Texts: linear models of TF-IDF, and means of n-gram embeddings; synthetic
-    texts of a beginning and an end where the pool is small.
+    texts of a beginning and an end where the pool is small. Several labels have an estimator for each,
+    numbers have regressors of the same kinds.
 
     Parameters
     ----------
@@ -58,6 +66,7 @@ def defaults(samples: Any, labelled: int, pool: int = 0) -> Defaults:
         The labelled ones, or some of them: their kind decides.
     labelled, pool : int
         Rows with and without labels.
+    labels : Labels
 
     Raises
     ------
@@ -74,28 +83,38 @@ def defaults(samples: Any, labelled: int, pool: int = 0) -> Defaults:
     about = form(samples)
     kind = about["kind"]
     if kind == "table":
-        return _of_numbers(labelled, pool, "auto")
+        return _of_numbers(labelled, pool, "auto", labels)
     if kind == "text":
-        return _of_texts(labelled, pool)
+        return _of_texts(labelled, pool, labels)
     shape = samples[:1].shape[1:] if kind in ("array", "tensor") else ()
     if kind == "images" or len(shape) == 3:
         return _of_images()
     if kind in ("array", "tensor"):
-        return _of_numbers(labelled, pool, StandardScaler() if len(shape) == 1 else "auto")
+        return _of_numbers(labelled, pool, StandardScaler() if len(shape) == 1 else "auto", labels)
     raise TypeError(
         f"samples: expected a table, an array, images or texts; got {kind}, for which there are no default "
         "models: name teachers and student"
     )
 
 
-def _of_numbers(labelled: int, pool: int, preprocess: Any) -> Defaults:
+def _of_numbers(labelled: int, pool: int, preprocess: Any, labels: Labels) -> Defaults:
     made = 0 if pool >= 4 * labelled else _bounded(20 * labelled, *SYNTHETIC)
     synthetic = [Exchange(rows=made)] if made else []  # docs/data.md has the comparison
+    boosting = {"learning_rate": 0.05, "max_leaf_nodes": 15}
+    forest = {"n_estimators": 200, "min_samples_leaf": 2}
+    estimators: dict[str, Any] = {
+        "boosting": _each(HistGradientBoostingClassifier(**boosting), labels),
+        "trees": ExtraTreesClassifier(**forest),
+    }
+    if labels.task == "regression":
+        estimators = {
+            "boosting": _each(HistGradientBoostingRegressor(**boosting), labels),
+            "trees": ExtraTreesRegressor(**forest),
+        }
+    if labels.gaps:
+        del estimators["trees"]
     members: list[Recipe] = [
-        SklearnMembers(
-            HistGradientBoostingClassifier(learning_rate=0.05, max_leaf_nodes=15), name="boosting"
-        ),
-        SklearnMembers(ExtraTreesClassifier(n_estimators=200, min_samples_leaf=2), name="trees"),
+        *(SklearnMembers(estimator, name=name) for name, estimator in estimators.items()),
         TorchMembers(
             partial(MLP, hidden=[256, 256], dropout=0.2),
             NETWORKS,
@@ -109,6 +128,13 @@ def _of_numbers(labelled: int, pool: int, preprocess: Any) -> Defaults:
     return replace(made_of, teachers=replace(made_of.teachers, select=True))
 
 
+def _each(estimator: Any, labels: Labels) -> Any:
+    """The estimator, once for each label, and for each number where there are several."""
+    if labels.task == "multilabel":
+        return MultiOutputClassifier(estimator)
+    return MultiOutputRegressor(estimator) if labels.count > 1 else estimator
+
+
 def _of_images() -> Defaults:
     network = partial(CNN, channels=[16, 32], hidden=[64], dropout=0.3)
     members: list[Recipe] = [TorchMembers(network, NETWORKS, optimization=NETWORK)]
@@ -116,12 +142,17 @@ def _of_images() -> Defaults:
     return _job(members, [], student, "auto")
 
 
-def _of_texts(labelled: int, pool: int) -> Defaults:
+def _of_texts(labelled: int, pool: int, labels: Labels) -> Defaults:
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
     characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), min_df=2, sublinear_tf=True)
+    linear: dict[str, Any] = {
+        "logistic": (characters, _each(LogisticRegression(C=10.0, max_iter=1000), labels)),
+        "bayes": (words, _each(ComplementNB(alpha=0.3), labels)),
+    }
+    if labels.task == "regression":  # ridge regression takes several numbers itself
+        linear = {"characters": (characters, Ridge()), "words": (words, Ridge())}
     members: list[Recipe] = [
-        SklearnMembers(make_pipeline(characters, LogisticRegression(C=10.0, max_iter=1000)), name="logistic"),
-        SklearnMembers(make_pipeline(words, ComplementNB(alpha=0.3)), name="bayes"),
+        *(SklearnMembers(make_pipeline(*parts), name=name) for name, parts in linear.items()),
         TorchMembers(
             partial(BagOfNgrams, width=64, dropout=0.3),
             2,

@@ -333,6 +333,8 @@ class _Folds:
             return outputs
         values = outputs.astype(np.float64)
         mean = location + scale * values[:, : len(scale)]
+        if not self.search.student.variance:
+            return mean
         return np.concatenate([mean, np.square(scale) * np.exp(values[:, len(scale) :])], axis=1)
 
 

@@ -58,7 +58,7 @@ def fit(ensemble: AnyEnsemble, stored: np.ndarray, labelled: Rows, prior_rows: f
         return
     part = ensemble if judged.all() else ensemble.only(*np.array(ensemble.names)[judged])
     part.calibrate(as_predictions(stored[judged]), labelled.labels, sample_weight=labelled.weights)
-    _weigh(part, stored[judged], labelled, prior_rows, select)
+    weigh(part, stored[judged], labelled, prior_rows, select)
     if part is not ensemble:
         _take_over(ensemble, part)
         ensemble.weights[judged] = part.weights * judged.mean()
@@ -67,9 +67,7 @@ def fit(ensemble: AnyEnsemble, stored: np.ndarray, labelled: Rows, prior_rows: f
             ensemble.temperatures[judged] = part.temperatures
 
 
-def _weigh(
-    ensemble: AnyEnsemble, stored: np.ndarray, labelled: Rows, prior_rows: float, select: bool
-) -> None:
+def weigh(ensemble: AnyEnsemble, stored: np.ndarray, labelled: Rows, prior_rows: float, select: bool) -> None:
     """Fit weights to held-out predictions, of those members alone that the greedy selection takes where
     ``select`` is set.
 

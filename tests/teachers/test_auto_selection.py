@@ -67,14 +67,14 @@ def test_a_prior_for_equal_weights_does_not_drown_one_good_member():
     labels = generator.integers(0, 3, 60)
     good = 4 * np.eye(3)[labels] + generator.normal(size=(60, 3))
     logits = np.stack([good, *generator.normal(size=(9, 60, 3))]).astype(np.float32)
-    from ensdistill.teachers.out_of_fold import _weigh
+    from ensdistill.teachers.held_out import weigh
 
     ensemble = Ensemble.from_members(list(logits), output="logits")
     ensemble.calibrate(logits, labels)
     rows = Rows(np.zeros((60, 1)), np.arange(60), labels)
-    _weigh(ensemble, logits, rows, 3.0, select=False)
+    weigh(ensemble, logits, rows, 3.0, select=False)
     equal = nll(ensemble, logits, labels)
-    _weigh(ensemble, logits, rows, 3.0, select=True)
+    weigh(ensemble, logits, rows, 3.0, select=True)
     alone = ensemble.only("ndarray-1")
     assert nll(ensemble, logits, labels) < min(equal, nll(alone, logits[:1], labels) + 0.02)
 

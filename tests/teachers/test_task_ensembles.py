@@ -10,7 +10,6 @@ from sklearn.linear_model import BayesianRidge, LinearRegression, LogisticRegres
 from sklearn.multiclass import OneVsRestClassifier
 from torch import nn
 
-from ensdistill.data import Rows
 from ensdistill.teachers import Ensemble, RegressionEnsemble
 from ensdistill.teachers.fitting.calibration import negative_log_likelihood
 from ensdistill.teachers.fitting.multilabel import fitted_rows
@@ -308,14 +307,3 @@ def test_regression_ensembles_are_saved(tmp_path):
         ValueError, match="task: ndarray is a member of the task classification; got regression"
     ):
         RegressionEnsemble.from_members(Ensemble.load(tmp_path / "c").members)
-
-
-def test_a_cache_takes_classifiers_alone(tmp_path):
-    from ensdistill.cache import cache_targets
-
-    rows = Rows(X, np.arange(80), np.zeros(80, np.int64))
-    for ensemble in (multilabel(np.zeros((1, 80, 3))), regression(np.zeros((1, 80, 3)))):
-        with pytest.raises(
-            ValueError, match=rf"^ensemble: expected classifiers.* of the task {ensemble.task}"
-        ):
-            cache_targets(ensemble, rows, tmp_path / "cache")

@@ -14,7 +14,7 @@ from ensdistill.job.starting.arrays import inputs_in, look_at_arrays
 from ensdistill.job.starting.folders import look_at_folder, tables_in
 from ensdistill.job.starting.found import Found, listed, settings_of
 from ensdistill.job.starting.models import look_at_models
-from ensdistill.job.starting.tables import look_at_table
+from ensdistill.job.starting.tables import Wanted, look_at_table
 
 __all__ = ["Found", "is_data", "look", "settings_of"]
 KNOWN = "a table (.csv, .tsv, .parquet, .jsonl, .arrow), arrays (.npy, .npz), or a folder of images or texts"
@@ -36,6 +36,8 @@ def look(
     data: Path | None = None,
     unlabelled: Sequence[str] | None = None,
     labels: Sequence[str] | None = None,
+    task: str | None = None,
+    separator: str | None = None,
 ) -> Found:
     """Look at a file or folder.
 
@@ -44,13 +46,15 @@ def look(
     path : Path
         Data; or a folder of models, with ``data`` beside it.
     target : str, optional
-        The column, array or file of the labels.
+        The column, array or file of the labels; of a table also several columns, with commas between them.
     ignore : sequence of str
         Columns that are not to be used.
     data : Path, optional
         The data of the models in the folder ``path``.
     unlabelled, labels : sequence of str, optional
         As of :class:`ensdistill.data.Table`.
+    task, separator : str, optional
+        The same, of tables.
 
     Raises
     ------
@@ -60,44 +64,40 @@ def look(
     if not path.exists():
         raise WrongArgument(f"DATA: there is no file or folder {str(path)!r}")
     suffix = path.suffix.lower()
+    wanted = Wanted(target, tuple(ignore), unlabelled, labels, task, separator)
     if path.is_dir():
-        return _look_at_folder(path, target, ignore, data, unlabelled, labels)
+        return _look_at_folder(path, wanted, data)
     if data is not None:
         raise WrongArgument(f"--data: expected with a folder of models; {path} is a file")
     if suffix in TABLES:
-        return look_at_table(path, target, ignore, unlabelled, labels)
+        return look_at_table(path, wanted)
     if suffix in ARRAYS:
+        wanted.check_classes_alone("arrays")
         return look_at_arrays(path, target)
     raise WrongArgument(
         f"DATA: expected {KNOWN}; got {path.name}: write it as one of these, for example as CSV"
     )
 
 
-def _look_at_folder(
-    path: Path,
-    target: str | None,
-    ignore: Sequence[str],
-    data: Path | None,
-    unlabelled: Sequence[str] | None,
-    labels: Sequence[str] | None,
-) -> Found:
+def _look_at_folder(path: Path, wanted: Wanted, data: Path | None) -> Found:
     if (models := look_at_models(path)) is not None:
         members, facts = models
         if data is None:
             raise WrongArgument(
                 f"--data: expected the data that the models of {path} are for, --data FILE; got nothing"
             )
-        found = look(data, target, ignore=ignore, unlabelled=unlabelled, labels=labels)
+        found = look(data, **vars(wanted))
         return replace(found, path=path, members=members, facts=[*found.facts, *facts])
     if data is not None:
         raise WrongArgument(f"--data: expected with a folder of models; {path} holds none")
     tables = tables_in(path)
     if tables is not None:
-        return _of_parts(path, look_at_table(tables[0], target, ignore, unlabelled, labels), tables[1])
+        return _of_parts(path, look_at_table(tables[0], wanted), tables[1])
+    wanted.check_classes_alone("folders")
     if (in_folders := look_at_folder(path)) is not None:
         return in_folders
     if (arrays := inputs_in(path)) is not None:
-        return replace(look_at_arrays(arrays, target), path=path)
+        return replace(look_at_arrays(arrays, wanted.target), path=path)
     endings = Counter(file.suffix or file.name for file in path.rglob("*") if file.is_file())
     holds = listed([f"{count} {ending}" for ending, count in endings.most_common()]) or "nothing"
     raise WrongArgument(f"DATA: expected {KNOWN} in class folders; {path} holds {holds}")
@@ -109,9 +109,11 @@ def _of_parts(path: Path, found: Found, others: dict[str, Path]) -> Found:
     facts = list(found.facts)
     for part, file in others.items():
         try:
-            looked = look_at_table(
-                file, arguments["target"], arguments.get("ignore", ()), arguments.get("unlabelled")
-            )
+            given = {"unlabelled": arguments.get("unlabelled"), "separator": arguments.get("separator")}
+            own = arguments["target"]
+            names = own if isinstance(own, str) else ",".join(own)
+            ignored = tuple(arguments.get("ignore", ()))
+            looked = look_at_table(file, Wanted(names, ignored, task=arguments.get("task"), **given))
         except ValueError:  # without labels, as those of competitions are
             part = "pool"
         setting = f"{part}_path"
@@ -123,7 +125,7 @@ def _of_parts(path: Path, found: Found, others: dict[str, Path]) -> Found:
 
             unlabelled += len(read_table(file))
         else:
-            test = sum(looked.classes.values())
+            test = looked.total
         facts.append((part, f"{file.name}{', which has no labels' * (part == 'pool')}"))
     data = {**found.data, "init_args": arguments}
     return replace(found, path=path, data=data, unlabelled=unlabelled, test=test, facts=facts)

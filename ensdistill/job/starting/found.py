@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ensdistill.job.starting.labels import Labels
+
 TEST = 0.25  # share of the labelled rows for the report alone, as in `Partition`
 LEAST = 3  # rows of a class: two to learn from, one to test on
 SHOWN = 5  # classes, columns or files that a sentence names
@@ -25,7 +27,7 @@ class Found:
     samples : samples of any kind
         Some of them; default models are chosen by their kind.
     classes : dict of str to int
-        Labelled rows of each class.
+        Labelled rows of each class; of several labels those to which each applies, of numbers all.
     unlabelled : int
         Rows without a label.
     test : int, optional
@@ -36,6 +38,10 @@ class Found:
         Settings of members that exist already.
     settings : dict
         Other settings that the data call for.
+    labels : Labels
+        The task, and the number of labels or numbers.
+    known : int, optional
+        Labelled rows of another task than classification.
     """
 
     path: Path
@@ -47,6 +53,13 @@ class Found:
     facts: Sequence[tuple[str, str]] = ()
     members: Sequence[dict[str, Any]] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    labels: Labels = field(default_factory=Labels)
+    known: int | None = None
+
+    @property
+    def total(self) -> int:
+        """Rows with a label, without those of a test file of their own."""
+        return sum(self.classes.values()) if self.known is None else self.known
 
     @property
     def name(self) -> str:
@@ -57,21 +70,24 @@ class Found:
     @property
     def labelled(self) -> int:
         """Rows whose labels may be used."""
-        total = sum(self.classes.values())
+        total = self.total
         return total if self.test is not None else total - round(TEST * total)
 
     @property
     def rarest(self) -> int:
-        """Rows of the rarest class among these."""
+        """Rows of the rarest class among these; of other tasks all of these."""
+        if self.known is not None:
+            return self.labelled
         least = min(self.classes.values())
         return least if self.test is not None else least - max(1, -int(-TEST * least // 1))
 
     def lines(self) -> list[tuple[str, str]]:
         """The facts, with the sizes of the parts."""
-        test = self.test if self.test is not None else sum(self.classes.values()) - self.labelled
+        test = self.test if self.test is not None else self.total - self.labelled
         rows = f"{self.labelled} to learn from, {test} for testing"
         rows += f", {self.unlabelled} without a label (the pool)" if self.unlabelled else ""
-        return [("classes", named_classes(self.classes)), *self.facts, ("rows", rows)]
+        word = {"multilabel": "labels", "regression": "numbers"}.get(self.labels.task, "classes")
+        return [(word, named_classes(self.classes)), *self.facts, ("rows", rows)]
 
 
 def settings_of(found: Found, short: tuple[str, ...] = ()) -> tuple[dict[str, Any], list[tuple[str, str]]]:
@@ -86,7 +102,7 @@ def settings_of(found: Found, short: tuple[str, ...] = ()) -> tuple[dict[str, An
     from ensdistill.common.as_settings import group_settings
     from ensdistill.job.defaults import defaults
 
-    made = defaults(found.samples, found.labelled, found.unlabelled)
+    made = defaults(found.samples, found.labelled, found.unlabelled, found.labels)
     most = max(2, found.rarest)  # folds that hold every class
     teachers = group_settings(replace(made.teachers, folds=min(made.teachers.folds, most)), short)
     students = {name: replace(s, description=_in_words(s)) for name, s in made.distill.students.items()}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ensdistill.common.errors import WrongArgument
+from ensdistill.common.tasks import check_task
 from ensdistill.data.classes import classes_of
 from ensdistill.data.files import IMAGES
 from ensdistill.data.partition import Partition
@@ -18,6 +19,7 @@ from ensdistill.data.sources.roles import read_roles, roles_of
 from ensdistill.data.table_files import MISSING, NONE, TableFile
 from ensdistill.job.starting.columns import Column, choose_target, columns_of
 from ensdistill.job.starting.found import Found, check_classes, listed
+from ensdistill.job.starting.targets import Labelled, look_at_target
 
 HELD = 2**28  # bytes of a Parquet file that are looked at together
 FIRST = 1000  # rows by which the kind of the samples is known
@@ -30,44 +32,80 @@ KINDS = {
 }
 
 
-def look_at_table(
-    path: Path,
-    target: str | None = None,
-    ignore: Sequence[str] = (),
-    unlabelled: Sequence[str] | None = None,
-    labels: Sequence[str] | None = None,
-) -> Found:
+@dataclass(frozen=True)
+class Wanted:
+    """The words about a table's columns.
+
+    Parameters
+    ----------
+    target : str, optional
+        One column, or several with commas between them; found by itself where there is no doubt.
+    ignore : tuple of str
+        Columns that are not to be used.
+    unlabelled, labels, task, separator
+        As of :class:`ensdistill.data.Table`.
+    """
+
+    target: str | None = None
+    ignore: tuple[str, ...] = ()
+    unlabelled: Sequence[str] | None = None
+    labels: Sequence[str] | None = None
+    task: str | None = None
+    separator: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.task is not None:
+            check_task(self.task, "--task")
+
+    def targets(self, names: Sequence[str]) -> list[str]:
+        """The target's columns; a column whose own name has commas is one."""
+        if self.target is None or self.target in names or "," not in self.target:
+            return [] if self.target is None else [self.target]
+        return [name.strip() for name in self.target.split(",") if name.strip()]
+
+    def check_classes_alone(self, kind: str) -> None:
+        """Raise ValueError for a task that is not that of ``kind`` of data."""
+        if self.task not in (None, "classification") or self.separator is not None:
+            raise WrongArgument(
+                f"--task: expected a table for several labels or numbers; {kind} have classes: write a file "
+                "of settings with a data set of your own"
+            )
+
+
+def look_at_table(path: Path, wanted: Wanted | None = None) -> Found:
     """Look at all columns of a table.
 
     Parameters
     ----------
     path : Path
-    target : str, optional
-        Found by itself where there is no doubt.
-    ignore : sequence of str
-        Columns that are not to be used.
-    unlabelled, labels : sequence of str, optional
-        As of :class:`ensdistill.data.Table`.
+    wanted : Wanted, optional
 
     Raises
     ------
     ValueError
-        The table can't be read, its target is not certain or no classes, or no column is an input.
+        The table can't be read, its target is not certain or not of the task, or no column is an input.
     """
-    file = TableFile(path)
-    for name in (*ignore, *([target] if target is not None else [])):
-        file.column(name, "--target" if name == target else "--ignore")
+    wanted, file = wanted or Wanted(), TableFile(path)
+    targets, ignore = wanted.targets(file.names), wanted.ignore
+    for name in (*ignore, *targets):
+        file.column(name, "--target" if name in targets else "--ignore")
     columns, head = _looked_at(file)
     columns = [column for column in columns if column.name not in ignore]
-    if target is None:
-        target = choose_target(columns, path.name)
-    _check_target(next((c for c in columns if c.name == target), None), target)
-    unknown = _unknown_words(file, target) or None if unlabelled is None else list(unlabelled)
-    classes, without = _classes(file, target, unknown, labels)
-    others = [column for column in columns if column.name != target]
+    targets = targets or [choose_target(columns, path.name)]
+    for name in targets:
+        _check_target(next((c for c in columns if c.name == name), None), name)
+    target, found = targets[0], look_at_target(file, targets, wanted.task, wanted.separator, wanted.labels)
+    unknown: list[str] | None = None
+    labels = None if wanted.labels is None else list(wanted.labels)
+    if found is None:
+        given = wanted.unlabelled
+        unknown = _unknown_words(file, target) or None if given is None else list(given)
+        found = Labelled(*_classes(file, target, unknown, labels))
+    others = [column for column in columns if column.name not in targets]
     chosen = _inputs(path, head, others, target)
-    given = {"unlabelled": unknown, "labels": None if labels is None else list(labels)}
-    arguments = {"path": str(path), "target": target, **{n: v for n, v in given.items() if v is not None}}
+    arguments = {"path": str(path), "target": target if len(targets) == 1 else targets}
+    more = {"unlabelled": unknown, "labels": labels, **found.arguments}
+    arguments |= {name: value for name, value in more.items() if value is not None}
     ids = [column.name for column in others if column.is_id][:1]  # the first names the rows
     left = {name: "by --ignore" for name in ignore} | {
         n: why for n, why in chosen.left.items() if n not in ids
@@ -75,7 +113,7 @@ def look_at_table(
     arguments |= chosen.arguments | ({"id": ids[0]} if ids else {})
     if chosen.kind == "Table" and left:
         arguments["ignore"] = list(left)
-    facts = [("target", _target_line(target, unknown or [])), ("inputs", chosen.line)]
+    facts = [*found.facts, ("target", _target_line(targets, unknown or [])), ("inputs", chosen.line)]
     facts += [("id", f"column {name!r} names the rows") for name in ids]
     groups = [column.name for column in others if column.may_group]
     facts += [
@@ -85,7 +123,8 @@ def look_at_table(
     facts += [("note", _rare_texts_line(c)) for c in others if c.has_rare_texts and c.name in chosen.used]
     facts += [("left out", f"{name or 'a column without a name'}: {why}") for name, why in left.items()]
     data = {"class_path": chosen.kind, "init_args": arguments}
-    return Found(path, data, chosen.samples, classes, without, None, facts, (), chosen.settings)
+    more = {"settings": chosen.settings, "labels": found.labels, "known": found.known}
+    return Found(path, data, chosen.samples, found.classes, found.without, None, facts, **more)
 
 
 @dataclass(frozen=True)
@@ -170,7 +209,10 @@ def _unknown_words(file: TableFile, target: str) -> list[str]:
     return []  # among numbers they are gaps without a doubt
 
 
-def _target_line(target: str, words: Sequence[str]) -> str:
+def _target_line(targets: Sequence[str], words: Sequence[str]) -> str:
+    target = targets[0]
+    if len(targets) > 1:
+        return f"columns {listed(targets)}"
     if not words:
         return f"column {target!r}"
     word = f"{listed(words)} stands for an unknown label there (--data.unlabelled [] if it is a class)"

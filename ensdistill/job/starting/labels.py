@@ -1,0 +1,25 @@
+"""The kind of the labels that a look at data has found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ensdistill.common.tasks import Task
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The kind of labels that default models are chosen for.
+
+    Parameters
+    ----------
+    task : {"classification", "multilabel", "regression"}
+    count : int
+        Labels, or numbers, of a row.
+    gaps : bool
+        Whether some labels of a row are unknown, which most estimators do not take.
+    """
+
+    task: Task = "classification"
+    count: int = 1
+    gaps: bool = False

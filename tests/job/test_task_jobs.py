@@ -1,0 +1,224 @@
+"""Whole jobs on tables of several labels and of numbers: run, killed, stale, wrong combinations."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from job_helpers import OPTIMIZATION, run, succeed
+from safetensors.numpy import load_file
+
+from ensdistill.cache import TargetCache
+from ensdistill.teachers import Ensemble
+
+ROWS = 160
+RECIPES = "ensdistill.teachers.recipes."
+TARGETS = {"multilabel": ["red", "green", "blue"], "regression": ["price", "size"]}
+
+
+def write_table(folder: Path) -> Path:
+    """A table with three labels, of which some are unknown, and with two numbers of unlike units."""
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(ROWS, 3))
+    kind = generator.choice(["a", "b"], ROWS)
+    odds = 3 * x + (kind == "a")[:, None]
+    labels = (odds + generator.logistic(size=odds.shape) > 0).astype(float)
+    labels[:10, 2] = np.nan
+    price = 5000 + 800 * x[:, 0] + 300 * (kind == "a") + 100 * generator.normal(size=ROWS)
+    size = 1e-3 * (x[:, 1] + 0.2 * generator.normal(size=ROWS))
+    frame = pd.DataFrame({"x1": x[:, 0], "x2": x[:, 1], "x3": x[:, 2], "kind": kind})
+    for name, column in zip(TARGETS["multilabel"], labels.T, strict=True):
+        frame[name] = column
+    frame["price"], frame["size"] = price, size
+    frame.to_csv(folder / "table.csv", index=False)
+    return folder / "table.csv"
+
+
+def settings(folder: Path, task: str, **more: Any) -> Path:
+    """The YAML of a tiny job on that table."""
+    others = [name for own in TARGETS.values() for name in own if name not in TARGETS[task]]
+    multilabel = task == "multilabel"
+    estimator = (
+        {"class_path": "sklearn.ensemble.RandomForestClassifier", "init_args": {"n_estimators": 5}}
+        if multilabel
+        else {"class_path": "sklearn.linear_model.Ridge"}
+    )
+    if multilabel:  # a forest takes no unknown labels
+        inner = {"class_path": "sklearn.linear_model.LogisticRegression"}
+        estimator = {
+            "class_path": "sklearn.multioutput.MultiOutputClassifier",
+            "init_args": {"estimator": inner},
+        }
+    network = {"class_path": "ensdistill.models.MLP", "init_args": {"hidden": [8]}}
+    job = {
+        "name": "tiny",
+        "folder": str(folder / "runs"),
+        "seeds": 1,
+        "workers": 1,
+        "data": {
+            "class_path": "Table",
+            "init_args": {
+                "path": str(folder / "table.csv"),
+                "target": TARGETS[task],
+                "task": task,
+                "ignore": others,
+                "parts": {"test": 0.25, "pool": 0.2},
+            },
+        },
+        "teachers": {
+            "folds": 2,
+            "members": [
+                {
+                    "class_path": RECIPES + "TorchMembers",
+                    "init_args": {"count": 2, "model": network, "optimization": OPTIMIZATION},
+                },
+                {"class_path": RECIPES + "SklearnMembers", "init_args": {"estimator": estimator}},
+            ],
+        },
+        "distill": {
+            "folds": 2,
+            "students": {"small": {"model": network, "optimization": OPTIMIZATION}},
+        },
+    }
+    for path, value in more.items():
+        *parents, last = path.split("__")
+        at: Any = job
+        for key in parents:
+            at = at[int(key)] if isinstance(at, list) else at.setdefault(key, {})
+        at[last] = value
+    file = folder / f"{task}.yaml"
+    file.write_text(json.dumps(job))
+    return file
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory):
+    """The folder of a finished run of each task, by the task; to be read only."""
+    found = {}
+    for task in TARGETS:
+        folder = tmp_path_factory.mktemp(task)
+        write_table(folder)
+        succeed("run", settings(folder, task))
+        found[task] = folder / "runs" / "tiny"
+    return found
+
+
+def test_a_run_of_several_labels_has_a_report_with_its_metrics(jobs):
+    report = json.loads((jobs["multilabel"] / "report.json").read_text())
+    assert report["task"] == "multilabel"
+    models = report["students"]["small"]["models"] | report["models"]
+    for name in ("student", "direct", "ensemble", "best_member", "student_temperature_scaled"):
+        assert 0.5 < models[name]["map"]["mean"] <= 1
+        assert models[name]["bce"]["mean"] < 0.7
+    ensemble = Ensemble.load(jobs["multilabel"] / "seed-0" / "teachers" / "ensemble")
+    assert (ensemble.task, ensemble.classes) == ("multilabel", ("red", "green", "blue"))
+    cache = TargetCache.open(jobs["multilabel"] / "seed-0" / "cache" / "targets")
+    assert cache.task == "multilabel"
+
+
+def test_a_run_of_numbers_has_a_report_in_the_data_s_units(jobs):
+    folder = jobs["regression"]
+    report = json.loads((folder / "report.json").read_text())
+    assert report["task"] == "regression"
+    models = report["students"]["small"]["models"] | report["models"]
+    assert models["ensemble"]["rmse"]["mean"] < 0.6
+    assert models["student"]["rmse"]["mean"] < 1
+    assert "direct_label_smoothing" not in models
+    # A student of means alone has a variance where one was fitted.
+    assert models["student"].get("nll") is None
+    assert models["student_temperature_scaled"]["nll"]["mean"] < 10
+    held_out = load_file(folder / "seed-0" / "teachers" / "held_out.safetensors")
+    assert held_out["mean"].shape == (3, 96, 2) or held_out["mean"].shape[0] == 3
+    record = json.loads((folder / "seed-0" / "teachers" / "stage.json").read_text())
+    best = min(record["held_out_rmse"], key=record["held_out_rmse"].get)
+    assert record["best_member"] == best
+
+
+def look_at(folder, *words):
+    from ensdistill.cli.starting import start
+
+    return start([str(write_table(folder)), *words])[0]
+
+
+def test_a_table_s_task_is_found_printed_and_overruled(tmp_path):
+    others = ["--ignore", "red", "--ignore", "green", "--ignore", "blue"]
+    found = look_at(tmp_path, "--target", "price", "--ignore", "size", *others)
+    assert found.settings["data"]["init_args"]["task"] == "regression"
+    facts = dict(found.facts)
+    assert "fractions among them" in facts["task"]
+    assert "--data.task" in facts["task"]
+    assert facts["numbers"] == "1: price (160)"
+    found = look_at(tmp_path, "--target", "red,green,blue", "--ignore", "price", "--ignore", "size")
+    arguments = found.settings["data"]["init_args"]
+    assert (arguments["task"], arguments["target"]) == ("multilabel", ["red", "green", "blue"])
+    # Some labels are unknown, so no estimator is there that takes none of these.
+    classes = [m["init_args"].get("estimator", {}).get("class_path", "") for m in members(found)]
+    assert classes[0].endswith("MultiOutputClassifier")
+    assert not any("ExtraTrees" in name for name in classes)
+    found = look_at(tmp_path, "--target", "price,size", "--task", "regression", *others)
+    assert found.settings["data"]["init_args"]["task"] == "regression"
+    assert "MultiOutputRegressor" in str(members(found)[0])
+    for words, message in (
+        (["--target", "price,size", "--task", "classification"], "--task: expected multilabel or regression"),
+        (["--target", "price", "--task", "numbers"], "--task: expected one of classification"),
+        (
+            ["--target", "kind", "--task", "multilabel"],
+            "--separator: expected the characters between two tags",
+        ),
+        (["--target", "kind", "--task", "regression"], "target: kind: expected a number in each row"),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            look_at(tmp_path, *words)
+
+
+def members(found):
+    return found.settings["teachers"]["members"]
+
+
+def test_tags_of_one_column_are_labels(tmp_path):
+    frame = pd.DataFrame({"x": np.arange(20.0), "tags": ["a, b", "b", "c", "a"] * 5})
+    frame.to_csv(tmp_path / "tags.csv", index=False)
+    from ensdistill.cli.starting import start
+
+    found = start([str(tmp_path / "tags.csv"), "--target", "tags", "--separator", ","])[0]
+    assert found.settings["data"]["init_args"]["separator"] == ","
+    assert dict(found.facts)["labels"] == "3: a (10), b (10), c (5)"
+
+
+def test_settings_of_another_task_are_refused_by_both_names(tmp_path):
+    write_table(tmp_path)
+    student = "distill__students__small"
+    for task, change, message in (
+        ("regression", {"teachers__members": "auto"}, "teachers.members: .* task regression; got auto"),
+        ("regression", {"teachers__combiner": "logit"}, "teachers.combiner: expected prob for the task"),
+        (
+            "regression",
+            {"distill__loss": {"temperature": 2.0}},
+            "distill.loss.temperature: is of probabilities",
+        ),
+        ("regression", {student: {"keep": 0.9}}, "distill.students.small: .* for the task regression"),
+        (
+            "regression",
+            {"cache__codec": "counts-8", "cache__mixture_at": 1.0},
+            "cache.codec: .* for regression",
+        ),
+        ("multilabel", {f"{student}__variance": True}, "distill.students.small.variance: .* task multilabel"),
+        (
+            "regression",
+            {"teachers__members__1__init_args__estimator": {"class_path": "sklearn.naive_bayes.GaussianNB"}},
+            "teachers.members.1.init_args.estimator: .*expected a regressor for labels of the task regression",
+        ),
+        (
+            "multilabel",
+            {"teachers__members__1__init_args__estimator": {"class_path": "sklearn.linear_model.Ridge"}},
+            "teachers.members.1.init_args.estimator: .*expected a classifier for labels of the task multilabel",
+        ),
+    ):
+        status, _, err = run("run", settings(tmp_path, task, **change))
+        assert status != 0
+        assert re.search(message, err.replace("\n", " ")), err
