@@ -51,12 +51,14 @@ class Exportable(Protocol):
     classes: tuple[str, ...]
     labels: tuple[Any, ...]
     samples: dict[str, Any]
-    temperature: float
     about: dict[str, Any]
     task: Task
     scaling: Scaling
-    cuts: np.ndarray
 
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def cuts(self) -> np.ndarray: ...
     def predict_proba(self, samples: Any) -> np.ndarray: ...
     def predict_distribution(self, samples: Any) -> Moments: ...
     def settings(self) -> dict[str, Any]: ...
@@ -298,7 +300,7 @@ def _probabilities(kind: str, graph: Graph, logits: str, prepared: Prepared, stu
     """The softmax or the sigmoids of logits that are divided by the temperature."""
     if student.temperature != 1:
         logits = graph.op("Div", logits, graph.constant(np.float32(student.temperature)))
-    probabilities = graph.op(kind, logits, **({"axis": 1} if kind == "Softmax" else {}))
+    probabilities = graph.op(kind, logits, axis=1) if kind == "Softmax" else graph.op(kind, logits)
     return probabilities if prepared.refused is None else graph.op("Add", probabilities, prepared.refused)
 
 

@@ -63,6 +63,8 @@ class TorchExported:
 class Scaled(nn.Module):
     """Logits divided by a temperature; or means, and variances that are calibrated."""
 
+    noise: Tensor
+
     def __init__(self, logits: Logits, student: Student) -> None:
         super().__init__()
         self.logits, self.scaling, self.count = logits, student.scaling, len(student.classes)
@@ -161,7 +163,7 @@ def _map(tensors: Any, change: Any) -> Any:
 
 def _difference(program: Any, tensors: Any, expected: np.ndarray, unit: Any, task: Task) -> float:
     """Of all rows at once, and of one row by itself."""
-    read = {"classification": softmax, "multilabel": sigmoid, "regression": np.asarray}[task]
+    read: Any = {"classification": softmax, "multilabel": sigmoid, "regression": np.asarray}[task]
     run = program.module()
     differences = []
     for part in (slice(None), slice(0, 1)):
