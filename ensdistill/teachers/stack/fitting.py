@@ -243,7 +243,7 @@ def fitted(
     present = np.unique(data.labels[rows])
     if stopping := stops_early(copy):
         rows, away = held_out(stopping, name, rows, data, seed, spare)
-        more = evaluation_rows(copy, *_arguments(copy, data.take(away), present))
+        more = _evaluation(copy, *_arguments(copy, data.take(away), present))
     elif splits_itself(copy, len(rows)):
         # The estimator's own split must not put copies of one row on both sides: it would stop by rows that
         # it is fitted to.
@@ -312,7 +312,7 @@ def _arguments(
     return features, np.searchsorted(present, portion.labels) if gaps else portion.labels, portion.weights
 
 
-def evaluation_rows(
+def _evaluation(
     booster: Any, features: Any, labels: np.ndarray, weights: np.ndarray | None
 ) -> dict[str, Any]:
     """Arguments of a booster's ``fit`` that make it stop by these rows."""
