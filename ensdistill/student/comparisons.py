@@ -178,8 +178,10 @@ def of_numbers(by: Comparison, outputs: Tensor, targets: Any) -> Sums:
     distance = (outputs[:, :width].double() - mean).square().mean(1).sum()
     found: Sums = {"distance": (distance, count)}
     if outputs.shape[1] > width:
+        own, log_variance = outputs.double().chunk(2, 1)
         losses = gaussian_distillation_loss(
-            *outputs.double().chunk(2, 1),
+            own,
+            log_variance,
             targets.mean.double(),
             None if targets.variance is None else targets.variance.double(),
             weights=weights,
@@ -197,6 +199,6 @@ def numbers(by: Comparison, outputs: Tensor, labels: Tensor) -> Sums:
     squared = (scale * (own[:, :width] - truth)).square().mean(1).sum()
     found: Sums = {"rmse": (squared, count)}
     if own.shape[1] > width:
-        nll = gaussian_nll(*own.chunk(2, 1), truth) + scale.log().sum()
+        nll = gaussian_nll(own[:, :width], own[:, width:], truth) + scale.log().sum()
         found["nll"] = (nll.sum(), count)
     return found

@@ -123,7 +123,8 @@ def of_numbers(outputs: Tensor, labels: Tensor, settings: RegressionSettings = S
     the label is unknown (NaN)."""
     if outputs.shape[1] == labels.shape[1]:
         return error_of(outputs, labels, settings)
-    return gaussian_nll(*outputs.chunk(2, dim=1), labels)
+    mean, log_variance = outputs.chunk(2, dim=1)
+    return gaussian_nll(mean, log_variance, labels)
 
 
 def _members(targets: Any, weights: Any) -> int:
