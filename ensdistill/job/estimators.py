@@ -48,7 +48,7 @@ def distill_estimator(
     report: UnitProgress,
 ) -> None:
     """Fit the estimator once for each of ``kinds``; see :func:`ensdistill.job.stages.distill`."""
-    trainer = student.tree_student(student.loss or settings.loss)
+    trainer = student.tree_student(student.loss or settings.loss, split.task)
     preprocess = fitted_preprocess(student, split, seed)
     for kind, (targets, member) in kinds.items():
 
@@ -95,13 +95,16 @@ def train_estimator_baselines(
     )
     found = Choices(split.labelled.labels, folder, inputs)
     recipe, chosen = direct.search(student.estimator, found, partial(report, "folds"))
-    for kind, fit in (("direct", direct.on_labels), ("direct_label_smoothing", direct.on_smoothed_labels)):
+    fits: dict[str, Callable[..., Member]] = {"direct": direct.on_labels}
+    if direct.smooths:
+        fits["direct_label_smoothing"] = direct.on_smoothed_labels
+    for kind, fit in fits.items():
 
         def fitted(fit: Callable[..., Member] = fit) -> tuple[Member, str]:
             return fit(chosen, split.labelled, seed), recipe
 
         _keep(folder / kind, inputs, fitted, report)
-    return found.record(recipe, direct.smoothed(recipe))
+    return found.record(recipe, direct.smoothed(recipe) if direct.smooths else None)
 
 
 def _keep(folder: Path, inputs: str, fit: Callable[[], tuple[Member, str]], report: UnitProgress) -> None:

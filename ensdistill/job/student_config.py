@@ -16,6 +16,7 @@ from ensdistill.common.describe import describe, module_recipe
 from ensdistill.common.fingerprint import digest
 from ensdistill.common.optimizers import StudentOptimization, as_student
 from ensdistill.common.scalars import plain_fields
+from ensdistill.common.tasks import Task
 from ensdistill.data.preprocess import as_setting
 from ensdistill.job.rows_config import StudentRows
 from ensdistill.job.search_config import SearchedStudent
@@ -184,9 +185,13 @@ class StudentConfig(SearchedStudent):
         assert self.model is not None
         return self.model
 
-    def tree_student(self, loss: LossSettings = DEFAULTS) -> TreeStudent:
-        """The trainer of a student that is an estimator."""
-        return TreeStudent(self.estimator, loss)
+    def tree_student(self, loss: LossSettings = DEFAULTS, task: Task | None = None) -> TreeStudent:
+        """The trainer of a student that is an estimator; before the task is known that of its kind."""
+        from sklearn.base import is_regressor
+
+        if task is None:
+            task = "regression" if is_regressor(self.estimator) else "classification"
+        return TreeStudent(self.estimator, loss, task=task)
 
     @property
     def held_out(self) -> Validation:

@@ -23,6 +23,12 @@ def check_task(config: Config) -> None:
                 f"data: expected labels of one task; those of seed 0 are of {task}, of seed {seed} of {other}"
             )
     _check_variances(config, task)
+    for name, student in config.distill.students.items():
+        if student.estimator is not None:
+            try:
+                student.tree_student(student.loss or config.distill.loss, task)
+            except ValueError as error:
+                raise ValueError(f"distill.students.{name}.{error}") from error
     if task == "classification":
         return
     for name in config.searched:

@@ -13,15 +13,20 @@ from ensdistill.common.random import derive_seed
 from ensdistill.data import Rows
 from ensdistill.data.copies import stratified_folds
 from ensdistill.data.samples import subset, whole
+from ensdistill.data.tasks import UNKNOWN, UNLABELLED
 from ensdistill.loss.settings import LossSettings
 from ensdistill.student.choices import Choices
-from ensdistill.student.trees.objective import Objective
+from ensdistill.student.trees.numbers import fit_numbers
+from ensdistill.student.trees.objective import LEAST, Objective
 from ensdistill.student.trees.of_catboost import ROUNDS as CATBOOST
 from ensdistill.student.trees.of_lightgbm import ROUNDS as LIGHTGBM
+from ensdistill.student.trees.prepared import Fitting, Prepared, constant_member
 from ensdistill.student.trees.student import TreeStudent
+from ensdistill.student.trees.targets import Numbers
 from ensdistill.teachers.jobs import TrainingRows
-from ensdistill.teachers.members import Member
+from ensdistill.teachers.members import ColumnsMember, Member, Moments
 from ensdistill.teachers.members.boosted import library_of
+from ensdistill.teachers.members.moments import predictions_of
 from ensdistill.teachers.prepared import prepare_recipes
 from ensdistill.teachers.recipes import SklearnMembers
 from ensdistill.teachers.stack.fitting import copy_of, stops_early
@@ -78,32 +83,41 @@ class Direct:
         parts = stratified_folds(
             rows.inputs, rows.labels, self.folds, derive_seed("direct folds", self.seed), rows.groups
         )
-        total = (len(tried) + 1) * len(parts)
+        total = (len(tried) + self.smooths) * len(parts)
 
-        def held_out(fit: Callable[[Any, Rows, int], Member], one: Any, before: int) -> np.ndarray:
-            logits = np.zeros((len(rows), len(self.classes)), np.float32)
+        def held_out(fit: Callable[[Any, Rows, int], Member], one: Any, before: int) -> Any:
+            found = np.zeros((len(rows), len(self.classes)), np.float64)
             for i, (own, held) in enumerate(parts):
                 member = fit(one, rows.take(own), derive_seed("direct fold", self.seed, i))
-                logits[held] = member.predict_logits(whole(subset(rows.inputs, held)))
+                found[held] = predictions_of(member, whole(subset(rows.inputs, held)))
                 if progress is not None:
                     progress(before + i + 1, total)
-            return logits
+            return Moments(found, None) if rows.task == "regression" else found.astype(np.float32)
 
         losses = {
             name: found.nll(name, partial(held_out, self.on_labels, one, i * len(parts)))
             for i, (name, one) in enumerate(tried.items())
         }
         best = min(losses, key=lambda name: losses[name])  # the first of equals
-        last = partial(held_out, self.on_smoothed_labels, tried[best], total - len(parts))
-        found.nll(self.smoothed(best), last, smoothed=True)
+        if self.smooths:
+            last = partial(held_out, self.on_smoothed_labels, tried[best], total - len(parts))
+            found.nll(self.smoothed(best), last, smoothed=True)
         return best, tried[best]
+
+    @property
+    def smooths(self) -> bool:
+        """Whether there is a baseline on smoothed labels; numbers are not smoothed."""
+        return self.rows.task != "regression"
 
     def smoothed(self, recipe: str) -> str:
         """The name of the choice of these parameters on smoothed labels."""
         return f"{recipe}, label smoothing {self.smoothing:g}"
 
     def on_labels(self, estimator: Any, rows: Rows, seed: int, name: str = "direct") -> Member:
-        """A copy, fitted to labels by its library."""
+        """A copy, fitted to labels by its library; of several labels, or numbers where it takes one alone,
+        a copy for each."""
+        if rows.task != "classification":
+            return self._on_columns(estimator, rows, seed, name)
         recipe = SklearnMembers(estimator, name=name, preprocess=self.preprocess)
         (own,) = prepare_recipes([recipe], rows.inputs, len(self.classes), seed)
         data = TrainingRows(rows.inputs, rows.labels, tuple(self.classes), rows.weights)
@@ -112,6 +126,8 @@ class Direct:
 
     def on_smoothed_labels(self, estimator: Any, rows: Rows, seed: int) -> Member:
         """A copy, fitted to smoothed labels in the way in which it learns probabilities."""
+        if rows.task == "multilabel":
+            return self._on_smoothed_columns(estimator, rows, seed)
         count = len(self.classes)
         targets = (1 - self.smoothing) * np.eye(count)[rows.labels] + self.smoothing / count
         unknown = np.full(len(rows), -100)
@@ -121,6 +137,44 @@ class Direct:
             .fit_to(rows.inputs, objective, self.classes, self.preprocess, seed, "direct")
             .member
         )
+
+    def _on_columns(self, estimator: Any, rows: Rows, seed: int, name: str) -> Member:
+        fitting = Fitting(rows.inputs, self.classes, self.preprocess, seed, name)
+        made = Prepared.of(estimator, fitting)
+        if rows.task == "regression":
+            weights = np.ones(len(rows)) if rows.weights is None else rows.weights
+            numbers, names = Numbers(rows.labels, weights), tuple(self.classes)
+            features = made.features(rows.inputs)
+            member, _ = fit_numbers(made.estimator, features, numbers, None, names, seed, name)
+            return made.member(member)
+        samples = made.samples(rows.inputs)
+        members: list[Member] = []
+        for c, label in enumerate(self.classes):
+            own = f"{name}: {label}"
+            known = np.flatnonzero(rows.labels[:, c] != UNKNOWN)
+            column = rows.labels[known, c].astype(np.int64)
+            if len(np.unique(column)) < 2:
+                share = float(np.clip(column.mean(), LEAST, 1 - LEAST)) if len(column) else 0.5
+                members.append(constant_member(share, made.features(rows.inputs), own))
+                continue
+            weights = None if rows.weights is None else rows.weights[known]
+            data = TrainingRows(subset(samples, known), column, ("no", "yes"), weights)
+            recipe = SklearnMembers(made.estimator, name=own.replace("/", " "), preprocess=None)
+            ((_, member),) = recipe.fit(data, recipe.jobs(column, seed))
+            members.append(member)
+        return made.member(ColumnsMember(members, name=name, classes=self.classes, task="multilabel"))
+
+    def _on_smoothed_columns(self, estimator: Any, rows: Rows, seed: int) -> Member:
+        known = rows.labels != UNKNOWN
+        p = (1 - self.smoothing) * (rows.labels == 1) + self.smoothing / 2
+        weights = np.ones(len(rows)) if rows.weights is None else rows.weights
+        unknown = np.full(len(rows), UNLABELLED)
+        objectives = [
+            Objective.of(LossSettings(), np.stack([1 - p[:, c], p[:, c]], 1), unknown, weights * known[:, c])
+            for c in range(len(self.classes))
+        ]
+        fitting = Fitting(rows.inputs, self.classes, self.preprocess, seed, "direct")
+        return TreeStudent(estimator, task="multilabel").fit_labels(fitting, objectives, None).member
 
 
 def choices(estimator: Any, rows: int) -> dict[str, Any]:

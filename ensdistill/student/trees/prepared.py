@@ -60,10 +60,14 @@ class Prepared:
         own: Any = recipes.unprepared(self.recipe)
         return own.estimator
 
+    def samples(self, samples: Any) -> Any:
+        """The preprocessed samples."""
+        own = self.recipe
+        return own.inputs(samples) if isinstance(own, recipes.Prepared) else samples
+
     def features(self, samples: Any) -> Any:
         """Samples as the estimator takes them."""
-        own = self.recipe
-        return features_of(own.inputs(samples) if isinstance(own, recipes.Prepared) else samples)
+        return features_of(self.samples(samples))
 
     def member(self, fitted: Member) -> Member:
         """The fitted member with the preprocess before it."""

@@ -207,7 +207,7 @@ class TreeStudent:
                 judged, others = labels_of_cache(compared, held, cache, member, augment)
                 judges = [Judge(judged, one, settings) for one in others]
             fitting = Fitting(samples, cache.classes, preprocess, seed, name)
-            return self._fit_labels(fitting, objectives, judges)
+            return self.fit_labels(fitting, objectives, judges)
         samples, objective = of_cache(self.loss, own, cache, member, augment)
         judge = None
         if settings is not None:
@@ -252,7 +252,7 @@ class TreeStudent:
     def _chosen(self, fit: Fit) -> Chosen:
         return (self._boosted if self.library else self._of_sklearn)(fit)
 
-    def _fit_labels(
+    def fit_labels(
         self, fitting: Fitting, objectives: list[Objective], judges: list[Judge] | None
     ) -> FittedStudent:
         """A classifier of two classes for each label, on features that all of them share."""
