@@ -96,7 +96,7 @@ def main(words: Sequence[str]) -> int:
                 "test_rows": result.rows,
                 "temperature": result.temperature,
                 "runtime": result.runtime,
-                "variants": [vars(one) for one in result.variants],
+                "variants": [one.plain() for one in result.variants],
             }
         )
     else:
@@ -115,6 +115,12 @@ def _folder(run: Path) -> Any:
     return folder
 
 
+def _figure(metric: Any, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{100 * value:.2f}" if metric.percent else f"{value:.4f}"
+
+
 def _show(result: Any) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -122,14 +128,17 @@ def _show(result: Any) -> None:
     console = Console(highlight=False)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="")
     table.add_column("", no_wrap=True)
-    for name in ("bytes", "accuracy %", "NLL", "difference", "ms, 1 row", "256 rows"):
+    from ensdistill.report.measures import METRICS
+
+    shown = [METRICS[name] for name in result.variants[0].figures]
+    figures = [metric.heading for metric in shown]
+    for name in ("bytes", *figures, "difference", "ms, 1 row", "256 rows"):
         table.add_column(name, justify="right", no_wrap=True)
     for one in result.variants:
         table.add_row(
             one.name,
             f"{one.bytes:,}",
-            f"{100 * one.accuracy:.2f}",
-            f"{one.nll:.4f}",
+            *(_figure(metric, one.figures.get(metric.name)) for metric in shown),
             f"{one.largest_difference:.1e}",
             *(f"{one.latency_ms[size]['p50']:.3f}" for size in ("batch_1", "batch_256")),
         )

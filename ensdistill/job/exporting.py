@@ -19,13 +19,16 @@ from ensdistill.job.contents import report_of
 from ensdistill.job.evaluate import latency
 from ensdistill.job.exports import FOLDER, figures_file, fingerprint_of
 from ensdistill.job.model_card import model_card
-from ensdistill.job.predictions import predict
+from ensdistill.job.predictions import Prediction, predict
 from ensdistill.job.run_folder import RunFolder, Unit
-from ensdistill.job.scaling import calibration_rows, fit_temperature_to
+from ensdistill.job.scaling import calibration_rows
 from ensdistill.job.serving import command_for, student_folder
-from ensdistill.report.metrics import accuracy, nll
+from ensdistill.report.measures import MEASURES
+from ensdistill.report.multilabel_metrics import LabelProbabilities
+from ensdistill.report.regression_metrics import Forecasts
 from ensdistill.student.serving import Student
 from ensdistill.teachers import Ensemble
+from ensdistill.teachers.fitting.scaling import closest_scaling
 
 Format = Literal["onnx", "torch", "safetensors"]
 FILES = {"onnx": "student.onnx", "torch": "student.pt2", "safetensors": "student"}
@@ -47,7 +50,8 @@ class Wish:
     int8 : bool
         Also an ONNX file whose weights have eight bits.
     calibrated : bool
-        Divide the logits by the temperature that the report fits for "student, temperature scaled".
+        Divide the logits by the temperature that the report fits for "student, temperature scaled"; of a
+        regression the same for its variance. Several labels get the thresholds of the report.
     license : str, optional
         Of the model, for its card; unknown by default.
     """
@@ -76,10 +80,15 @@ class Variant:
 
     name: str
     bytes: int
-    accuracy: float
-    nll: float
+    figures: dict[str, float]
     latency_ms: dict[str, Any]
     largest_difference: float
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON, with its figures by their names: ``accuracy`` and ``nll``, ``map`` and ``bce``, or
+        ``rmse`` and ``nll``."""
+        more = {name: value for name, value in vars(self).items() if name not in ("name", "bytes", "figures")}
+        return {"name": self.name, "bytes": self.bytes, **self.figures, **more}
 
 
 @dataclass(frozen=True)
@@ -134,9 +143,12 @@ def export(run: RunFolder, wish: Wish) -> ExportResult:
             f"`{command_for(run.path)}` makes it",
             stacklevel=2,
         )
-    temperature = _temperature(run, wish.seed, loaded) if wish.calibrated else 1.0
+    calibration = _calibration(run, wish.seed, loaded) if wish.calibrated else {}
     about = {**loaded.about, **_figures(report, name), "license": wish.license or "unknown"}
-    student = Student(loaded.member, loaded.classes, loaded.labels, loaded.samples, temperature, about)
+    student = Student(
+        loaded.member, loaded.classes, loaded.labels, loaded.samples, about=about, **calibration
+    )
+    temperature = student.temperature
     default = run.path / FOLDER / (name if not wish.seed else f"{name}-seed-{wish.seed}") / FILES[wish.to]
     path = wish.path or default
     files, variants, runtime = _WRITERS[wish.to](student, split, path, wish)
@@ -149,8 +161,8 @@ def export(run: RunFolder, wish: Wish) -> ExportResult:
     return ExportResult([*files, beside, figures], result.rows, temperature, variants, runtime)
 
 
-def _temperature(run: RunFolder, seed: int, student: Student) -> float:
-    """As the report fits it; see :mod:`ensdistill.job.scaling`."""
+def _calibration(run: RunFolder, seed: int, student: Student) -> dict[str, Any]:
+    """The settings of a served student, as the report fits them; see :mod:`ensdistill.job.scaling`."""
     ensemble = Ensemble.load(run.of(Unit("teachers", seed)) / "ensemble", run.trusted)
     rows = calibration_rows(run, seed, ensemble)
     if rows is None:
@@ -159,24 +171,49 @@ def _temperature(run: RunFolder, seed: int, student: Student) -> float:
             "the temperature is fitted: it stays 1, as in the report",
             stacklevel=3,
         )
-        return 1.0
-    return fit_temperature_to(predict(student.member, rows[0]), rows[1]) or 1.0
+        return {}
+    outputs = predict(student.member, rows[0])
+    scaling = closest_scaling(student.task, outputs, rows[1])
+    if student.task == "regression":
+        return {"variance_factor": scaling.variance_factor, "noise": scaling.noise}
+    if student.task == "classification":
+        return {"temperature": scaling.temperature}
+    made = Prediction.of(student.task, outputs, scaling)
+    present = (np.asarray(rows[1]) > 0.5).astype(np.int8)
+    tuned = made.with_thresholds(made.values.values, present).values.thresholds
+    return {"temperature": scaling.temperature, "thresholds": tuned.tolist()}
 
 
-def _judged(
-    name: str, probabilities: np.ndarray, split: Split, expected: np.ndarray, size: int, speed: dict[str, Any]
-) -> Variant:
-    exact = probabilities.astype(np.float64)
-    exact /= exact.sum(1, keepdims=True)  # float32 sums are off by more than the metrics allow
-    labels, weights = split.test.labels, split.test.weights
-    difference = float(np.abs(probabilities - expected).max())
-    return Variant(
-        name, size, accuracy(exact, labels, weights), nll(exact, labels, weights), speed, difference
+def _answers(student: Any) -> Callable[[Any], Any]:
+    """The method by which a student predicts: probabilities, or the moments of a regression."""
+    method: Callable[[Any], Any] = (
+        student.predict_distribution if student.task == "regression" else student.predict_proba
     )
+    return method
 
 
-def _trained(student: Student, split: Split, expected: np.ndarray) -> Variant:
-    speed = latency(student.predict_proba, split.test.inputs[:256])
+def _judged(name: str, answer: Any, split: Split, expected: Any, size: int, speed: dict[str, Any]) -> Variant:
+    """The figures of one model's predictions of the test rows: probabilities [N, C], or Moments [N, D]."""
+    labels, weights, task = split.test.labels, split.test.weights, split.task
+    if task == "regression":
+        mean, variance = answer
+        unit = np.maximum(labels.std(0), 1e-300)
+        difference = float((np.abs(np.asarray(mean) - expected.mean) / unit).max())
+        given = None if variance is None else np.asarray(variance, np.float64)
+        values: Any = Forecasts(np.asarray(mean, np.float64), given)
+    else:
+        exact = np.asarray(answer, np.float64)
+        difference = float(np.abs(exact - expected).max())
+        if task == "classification":
+            exact /= exact.sum(1, keepdims=True)  # float32 sums are off by more than the metrics allow
+        values = LabelProbabilities(exact) if task == "multilabel" else exact
+    deciding = MEASURES[task].deciding
+    figures = {one.name: one.of(values, labels, weights) for one in deciding if one.defined([values])}
+    return Variant(name, size, figures, speed, difference)
+
+
+def _trained(student: Student, split: Split, expected: Any) -> Variant:
+    speed = latency(_answers(student), split.test.inputs[:256])
     return _judged("trained", expected, split, expected, student.bytes, speed)
 
 
@@ -184,9 +221,11 @@ def _to_onnx(student: Student, split: Split, path: Path, wish: Wish) -> tuple[li
     found = importlib.import_module("ensdistill.student.export")
     inputs = whole(split.test.inputs)
     exported = found.to_onnx(student, inputs, int8=wish.int8)
-    expected = student.predict_proba(inputs)
+    expected = _answers(student)(inputs)
     variants = [_trained(student, split, expected)]
-    labels = [student.labels[place] for place in split.test.labels]
+    labels: Any = split.test.labels
+    if student.task == "classification":
+        labels = [student.labels[place] for place in labels]
     models = {"onnx": exported.model}
     if exported.int8 is not None:
         models["onnx, int8"] = exported.int8
@@ -194,8 +233,9 @@ def _to_onnx(student: Student, split: Split, path: Path, wish: Wish) -> tuple[li
         blob = model.SerializeToString()
         measured = found.figures(blob, inputs, labels, exported.files)
         speed = {f"batch_{rows}": ms for rows, ms in measured["latency"].items()}
-        probabilities = found.run_onnx(blob, inputs, exported.files)[1]
-        variants.append(_judged(name, probabilities, split, expected, len(blob), speed))
+        answer = found.run_onnx(blob, inputs, exported.files)
+        answer = answer if student.task == "regression" else answer[1]
+        variants.append(_judged(name, answer, split, expected, len(blob), speed))
     import onnxruntime
 
     return exported.save(path), variants, f"onnxruntime {onnxruntime.__version__}, threads: 1"
@@ -228,9 +268,9 @@ def _to_folder(
 def _read_again(student: Student, split: Split, again: Any, path: Path, name: str) -> list[Variant]:
     """The trained student, and the one that the written files hold."""
     inputs = whole(split.test.inputs)
-    expected = student.predict_proba(inputs)
-    speed = latency(again.predict_proba, split.test.inputs[:256])
-    found = again.predict_proba(inputs)
+    expected = _answers(student)(inputs)
+    speed = latency(_answers(again), split.test.inputs[:256])
+    found = _answers(again)(inputs)
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else 0
     judged = _judged(name, found, split, expected, size or path.stat().st_size, speed)
     if not judged.largest_difference <= 1e-4:
@@ -259,7 +299,8 @@ def _figures(report: Any, name: str) -> dict[str, Any]:
         return {}
     block = report["students"][name]
     model = block["models"]["student"]
-    means = {metric: model[metric]["mean"] for metric in ("accuracy", "nll", "brier", "ece")}
+    known = ("accuracy", "nll", "brier", "ece", "map", "bce", "rmse")
+    means = {metric: model[metric]["mean"] for metric in known if model.get(metric) is not None}
     return {
         "members": [member["name"] for member in report["members"]],
         "figures": {**means, "seeds": len(report["seeds"]), "retained_gain": block["retained_gain"]},
@@ -275,5 +316,5 @@ def _as_json(result: ExportResult, student: Student) -> dict[str, Any]:
         "test_rows": result.rows,
         "temperature": result.temperature,
         "runtime": result.runtime,
-        "variants": [vars(variant) for variant in result.variants],
+        "variants": [variant.plain() for variant in result.variants],
     }

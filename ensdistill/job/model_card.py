@@ -9,6 +9,7 @@ import yaml
 
 import ensdistill
 from ensdistill.job.config import Config
+from ensdistill.report.measures import METRICS as METRICS_OF
 from ensdistill.student.serving import Student
 
 if TYPE_CHECKING:
@@ -20,7 +21,21 @@ TASKS = {
     "images": "image-classification",
 }
 TASKS |= {"text": "text-classification"}
-METRICS = (("accuracy", "accuracy", 100, " %"), ("nll", "NLL", 1, ""), ("brier", "Brier score", 1, ""))
+NOUNS = {"classification": "Classes", "multilabel": "Labels", "regression": "Numbers"}
+OUTPUTS = {
+    "classification": 'label, probabilities = session.run(["label", "probabilities"], feed)',
+    "multilabel": 'labels, probabilities = session.run(["labels", "probabilities"], feed)',
+    "regression": 'mean = session.run(["mean"], feed)[0]',
+}
+METRICS: dict[str, tuple[tuple[str, str, int, str], ...]] = {
+    "classification": (
+        ("accuracy", "accuracy", 100, " %"),
+        ("nll", "NLL", 1, ""),
+        ("brier", "Brier score", 1, ""),
+    ),
+    "multilabel": (("map", "mAP", 100, " %"), ("bce", "BCE", 1, "")),
+    "regression": (("rmse", "RMSE, sd", 1, ""),),
+}
 FEW = 12  # classes or columns that are listed
 
 
@@ -59,11 +74,10 @@ def model_card(
 
 def _front(student: Student, result: ExportResult, wish: Wish) -> str:
     task = TASKS.get(student.samples["kind"], "other")
+    if student.task == "regression":
+        task = "tabular-regression" if task == "tabular-classification" else "other"
     exported = result.variants[1]
-    metrics = [
-        {"type": "accuracy", "value": round(exported.accuracy, 6)},
-        {"type": "nll", "value": round(exported.nll, 6)},
-    ]
+    metrics = [{"type": name, "value": round(value, 6)} for name, value in exported.figures.items()]
     data = {"name": str(student.about.get("run")), "type": "private"}
     about = {
         "license": wish.license or "unknown",
@@ -89,7 +103,7 @@ def _about(student: Student, config: Config, wish: Wish) -> str:
         f"- Data: {type(config.data).__name__}, {rows.get('labelled')} labelled rows, {rows.get('pool')} "
         f"without a label, {rows.get('test')} for testing",
         f"- Samples: {_samples(student)}",
-        f"- Classes ({len(student.classes)}): {_listed(student.classes)}",
+        f"- {NOUNS[student.task]} ({len(student.classes)}): {_listed(student.classes)}",
         f"- Ensemble ({len(members)} members): {_listed(members)}",
         f"- Parameters: {student.parameters:,}",
         f"- Licence: {wish.license or 'unknown; that of the data decides'}",
@@ -120,6 +134,8 @@ def _use(student: Student, path: Path, wish: Wish) -> str:
         f'student = load_student("{path.name}"{trust})',
         f"labels, probabilities = student.predict({new}), student.predict_proba({new})",
     ]
+    if student.task == "regression":
+        own[-1] = f"numbers = student.predict({new})  # [N, {len(student.classes)}]"
     text = f"```python\n{chr(10).join(own)}\n```"
     if wish.to != "onnx":
         return text
@@ -131,7 +147,7 @@ def _use(student: Student, path: Path, wish: Wish) -> str:
         *feeds.get(
             student.samples["kind"], ["feed = {one.name: fields[one.name] for one in session.get_inputs()}"]
         ),
-        'label, probabilities = session.run(["label", "probabilities"], feed)',
+        OUTPUTS[student.task],
     ]
     program = f"With onnxruntime alone:\n\n```python\n{chr(10).join(alone)}\n```"
     return "\n\n".join([program, *_label_note(student), "Or:", text])
@@ -139,6 +155,8 @@ def _use(student: Student, path: Path, wish: Wish) -> str:
 
 def _label_note(student: Student) -> list[str]:
     """Where the graph's labels are of another type than the data's."""
+    if student.task != "classification":
+        return []
     if all(isinstance(label, bool) for label in student.labels):
         return ["`label` is an integer: 1 stands for True, 0 for False; `load_student` returns booleans."]
     if any(isinstance(label, float) for label in student.labels):
@@ -161,17 +179,23 @@ _TEXTS = ["feed = {one.name: ids[one.name] for one in session.get_inputs()}  # i
 
 
 def _variants(result: ExportResult) -> str:
+    shown = [METRICS_OF[name] for name in result.variants[0].figures]
     lines = [
         f"On the {result.rows} test rows (latency in ms: {result.runtime}; trained: in torch, with "
         "its preprocessing):",
         "",
-        "| | bytes | accuracy % | NLL | largest difference | 1 row, p50 | 256 rows, p50 |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        f"| | bytes | {' | '.join(one.heading for one in shown)} | largest difference | 1 row, p50 | "
+        "256 rows, p50 |",
+        "|---|---:|" + "---:|" * (len(shown) + 3),
     ]
     for one in result.variants:
         speed = [f"{one.latency_ms[size]['p50']:.3f}" for size in ("batch_1", "batch_256")]
+        figures = [
+            f"{100 * value:.2f}" if METRICS_OF[name].percent else f"{value:.4f}"
+            for name, value in one.figures.items()
+        ]
         lines.append(
-            f"| {one.name} | {one.bytes:,} | {100 * one.accuracy:.2f} | {one.nll:.4f} | "
+            f"| {one.name} | {one.bytes:,} | {' | '.join(figures)} | "
             f"{one.largest_difference:.1e} | {' | '.join(speed)} |"
         )
     return "\n".join(lines)
@@ -182,19 +206,20 @@ def _compared(report: Any, block: Any) -> str:
     models = {"student": block["models"]["student"], "ensemble": report["models"]["ensemble"]}
     models |= {"direct (same model, hard labels)": block["models"]["direct"]}
     seeds, rows = len(report["seeds"]), report["dataset"]["test"]
+    known = METRICS[report.get("task", "classification")]
     lines = [
         f"Means over {seeds} {'seed' if seeds == 1 else 'seeds'}; brackets are 95 % bootstrap intervals over "
         f"{'seeds and ' if seeds > 1 else ''}{rows} test rows:",
         "",
-        "| | " + " | ".join(title for _, title, *_ in METRICS) + " |",
-        "|---|" + "---:|" * len(METRICS),
+        "| | " + " | ".join(title for _, title, *_ in known) + " |",
+        "|---|" + "---:|" * len(known),
     ]
     for name, model in models.items():
-        values = [f"{factor * model[m]['mean']:.4g}{unit}" for m, _, factor, unit in METRICS]
+        values = [f"{factor * model[m]['mean']:.4g}{unit}" for m, _, factor, unit in known]
         lines.append(f"| {name} | {' | '.join(values)} |")
-    gains = [_interval(block["gains"]["student"][m], factor) for m, _, factor, _ in METRICS]
+    gains = [_interval(block["gains"]["student"][m], factor) for m, _, factor, _ in known]
     lines.append(f"| student's gain over direct (larger is better) | {' | '.join(gains)} |")
-    kept = [_kept(block["retained_gain"][m]) for m, *_ in METRICS]
+    kept = [_kept(block["retained_gain"][m]) for m, *_ in known]
     lines.append(f"| kept of the ensemble's gain | {' | '.join(kept)} |")
     return "\n".join(lines)
 

@@ -45,7 +45,8 @@ def describe_students(run: RunFolder, unit: Unit, *, again: bool = True) -> None
             "data": reading_of(run.config),
             "rows": rows,
         }
-        described = Described(split.classes, split.labels, form(split.labelled.inputs), about=about)
+        samples = form(split.labelled.inputs)
+        described = Described(split.classes, split.labels, samples, about=about, task=split.task)
         write_json(folder / FILE, description(described))
 
 
@@ -56,6 +57,8 @@ def reading_of(config: Config) -> dict[str, Any]:
     """
     data = config.data
     roles = {role: getattr(data, role, None) for role in ROLES}
+    if isinstance(roles["target"], list):  # several labels, or numbers
+        roles |= {f"target {i}" if i else "target": name for i, name in enumerate(roles["target"])}
     roles |= {name: getattr(getattr(data, "parts", None), name, None) for name in ("group", "time", "column")}
     settings = {name: getattr(data, name) for name in READING if getattr(data, name, None) is not None}
     return {
