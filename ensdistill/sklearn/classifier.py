@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
-from copy import deepcopy
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassifierMixin, clone
-from sklearn.utils import check_random_state, estimator_html_repr
+from sklearn.base import ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from ensdistill.common.optimization import Optimization
-from ensdistill.data.samples import form as samples_form
 from ensdistill.job.predictions import predict
-from ensdistill.loss.settings import LossSettings
-from ensdistill.sklearn import storage
-from ensdistill.sklearn.fitting import fit, settings_of
-from ensdistill.sklearn.inputs import check_fit, check_predict, kept_on_error, split_of
-from ensdistill.sklearn.teachers import takes_gaps
-from ensdistill.student.serving import Student
-from ensdistill.teachers import Ensemble
+from ensdistill.sklearn.base import Distilled
+from ensdistill.sklearn.inputs import check_predict
+from ensdistill.sklearn.teachers import takes_several
+from ensdistill.student.serving.base import sigmoid
 
 
-class DistilledClassifier(ClassifierMixin, BaseEstimator):
+class DistilledClassifier(ClassifierMixin, Distilled):
     """An ensemble of teachers, distilled into one student, which predicts.
 
     Parameters
@@ -84,7 +74,10 @@ class DistilledClassifier(ClassifierMixin, BaseEstimator):
     Attributes
     ----------
     classes_ : ndarray [C]
-        In the order of ``np.unique``, which is that of the columns of ``predict_proba``.
+        In the order of ``np.unique``, which is that of the columns of ``predict_proba``. Of y with several
+        columns their names, or their numbers.
+    multilabel_ : bool
+        Whether y had several columns.
     ensemble_ : Ensemble
         The teachers, calibrated and weighed.
     student_ : ensdistill.student.serving.Student
@@ -104,7 +97,8 @@ class DistilledClassifier(ClassifierMixin, BaseEstimator):
     Notes
     -----
     Inputs are arrays, frames of pandas, polars or pyarrow with categories and gaps, or lists of strings.
-    Gaps in arrays need teachers that take NaN.
+    Gaps in arrays need teachers that take NaN. Labels of several columns need teachers that take them: see
+    :class:`ensdistill.teachers.recipes.SklearnMembers`.
 
     Examples
     --------
@@ -118,176 +112,51 @@ class DistilledClassifier(ClassifierMixin, BaseEstimator):
     (True, ('extratreesclassifier', 'logisticregression'))
     """
 
-    def __init__(
-        self,
-        teachers: Any = "auto",
-        student: Any = "auto",
-        *,
-        teacher_minutes: float | None = None,
-        prefit: bool = False,
-        validation_fraction: float | None = 0.2,
-        synthetic: Any = "auto",
-        temperature: float | None = None,
-        alpha: float | None = None,
-        loss: LossSettings | None = None,
-        optimization: Optimization | None = None,
-        keep: float | None = None,
-        max_latency: float | str | None = None,
-        max_bytes: int | str | None = None,
-        max_parameters: int | None = None,
-        families: Sequence[Any] | None = None,
-        minutes: float = 10.0,
-        trials: int | None = None,
-        random_state: Any = None,
-        n_jobs: int | None = None,
-        verbose: int = 0,
-    ) -> None:
-        self.teachers = teachers
-        self.student = student
-        self.teacher_minutes = teacher_minutes
-        self.prefit = prefit
-        self.validation_fraction = validation_fraction
-        self.synthetic = synthetic
-        self.temperature = temperature
-        self.alpha = alpha
-        self.loss = loss
-        self.optimization = optimization
-        self.keep = keep
-        self.max_latency = max_latency
-        self.max_bytes = max_bytes
-        self.max_parameters = max_parameters
-        self.families = families
-        self.minutes = minutes
-        self.trials = trials
-        self.random_state = random_state
-        self.n_jobs = n_jobs
-        self.verbose = verbose
-
-    def fit(self, X: Any, y: Any, X_unlabeled: Any = None, sample_weight: Any = None) -> Self:
-        """Train the teachers, and the student from their predictions.
-
-        Parameters
-        ----------
-        X : array-like [N, ...], frame, or list of str
-        y : array-like [N]
-            Labels of any kind.
-        X_unlabeled : like X, optional
-            Rows without a label, on which the teachers' predictions teach the student.
-        sample_weight : array-like [N], optional
-            Of the rows of X; a weight of 0 leaves a row out.
-
-        Returns
-        -------
-        self
-
-        Raises
-        ------
-        TypeError, ValueError
-            Arguments that do not fit, before anything is trained. An earlier fit stays as it was.
-        """
-        with kept_on_error(self):
-            return self._fit(X, y, X_unlabeled, sample_weight)
-
-    def _fit(self, X: Any, y: Any, X_unlabeled: Any, sample_weight: Any) -> Self:
-        data, form = check_fit(self, X, y, X_unlabeled, sample_weight, self._takes_gaps())
-        seed = self._seed()
-        split, reason = split_of(data, self.validation_fraction, seed)
-        settings = settings_of(self, split)
-        if reason and self.validation_fraction is not None:
-            warnings.warn(f"validation_fraction: there is no report, because {reason}", stacklevel=3)
-        fitted = fit(settings, split, seed, not reason, self._done)
-        self.classes_, self._form = data.values, form
-        self.ensemble_, self.report_, self.search_ = fitted.ensemble, fitted.report, fitted.search
-        self.student_ = Student(
-            fitted.student, data.classes, data.values.tolist(), samples_form(split.labelled.inputs)
-        )
-        self.retained_gain_ = None if fitted.report is None else fitted.report.retained_gain
-        return self
+    def _set_outputs(self, values: np.ndarray, labels: np.ndarray) -> None:
+        self.classes_, self.multilabel_ = values, labels.ndim == 2
+        if self.multilabel_ and all(name.isdigit() for name in values.tolist()):
+            self.classes_ = values.astype(np.int64)
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """The student's probabilities, float32 [N, C], in the order of ``classes_``."""
+        """The student's probabilities, float32 [N, C], in the order of ``classes_``; of several labels those
+        of each by itself."""
+        if self._is_multilabel():
+            return sigmoid(self._logits(X))
         return np.exp(self.predict_log_proba(X))
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
         """The logarithms of the probabilities, float32 [N, C]."""
-        check_is_fitted(self)
-        samples = check_predict(self, X, self._form, self._takes_gaps())
-        logits = predict(self.student_.member, samples).astype(np.float64)
+        if self._is_multilabel():
+            return -np.logaddexp(0.0, -self._logits(X).astype(np.float64)).astype(np.float32)
+        logits = self._logits(X).astype(np.float64)
         logits -= logits.max(1, keepdims=True)
         found: np.ndarray = logits - np.log(np.exp(logits).sum(1, keepdims=True))
         return found.astype(np.float32)
 
     def predict(self, X: Any) -> np.ndarray:
-        """The student's class for each sample, [N], of the labels' own kind."""
+        """The student's class for each sample, [N], of the labels' own kind; of several labels int64 [N, C],
+        1 for those that apply."""
+        if self._is_multilabel():
+            return (self._logits(X) > 0).astype(np.int64)
         chosen = self.predict_proba(X).argmax(1)
         found: np.ndarray = self.classes_[chosen]
         return found
 
-    def save(self, folder: Path | str) -> None:
-        """Write the fitted classifier to a folder: ``ensemble``, ``student`` and, last, ``classifier.json``.
-        Nothing is pickled.
-
-        Parameters that are objects of your own (a RandomState, a source of synthetic rows) are not written; a
-        warning names them.
-
-        Raises
-        ------
-        ValueError, TypeError
-            A teacher or the student can't be saved; see :meth:`ensdistill.Ensemble.save`.
-        """
+    def _is_multilabel(self) -> bool:
         check_is_fitted(self)
-        storage.save(self, Path(folder))
+        return bool(self.multilabel_)
 
-    @classmethod
-    def load(cls, folder: Path | str, trusted: Sequence[str] = ()) -> Self:
-        """A saved classifier, which predicts as before.
-
-        Its ``teachers`` are the saved ensemble, so another ``fit`` keeps them; ``"auto"`` stays.
-
-        Parameters
-        ----------
-        folder : path
-        trusted : sequence of str
-            Class paths that may be built beside torch's, this package's and scikit-learn's own.
-
-        Raises
-        ------
-        ValueError
-            Nothing complete is there, a newer version wrote it, or a class is not trusted.
-        """
-        return storage.load(cls, Path(folder), trusted)
-
-    def __sklearn_clone__(self) -> Self:
-        """An unfitted copy. Fitted teachers are shared: a clone of them would not be fitted."""
-        given = self.get_params(deep=False)
-        kept = ("teachers",) if self.prefit or isinstance(self.teachers, Ensemble) else ()
-        made = type(self)(**{n: v if n in kept else clone(v, safe=False) for n, v in given.items()})
-        if hasattr(self, "_metadata_request"):
-            made._metadata_request = deepcopy(self._metadata_request)
-        return made
+    def _logits(self, X: Any) -> np.ndarray:
+        check_is_fitted(self)
+        samples = check_predict(self, X, self._form, self._takes_gaps())
+        logits: np.ndarray = predict(self.student_.member, samples)
+        return logits
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = self._takes_gaps()
-        tags.input_tags.string = True
-        tags.non_deterministic = False
+        tags.classifier_tags.multi_label = self._teach_several()
         return tags
 
-    def _html_repr(self) -> str:
-        own = estimator_html_repr(self)
-        report = getattr(self, "report_", None)
-        return own if report is None else f"{own}{report._repr_html_()}"
-
-    def _takes_gaps(self) -> bool:
-        student = self.student
-        of_student = not (hasattr(student, "fit") and hasattr(student, "get_params")) or takes_gaps([student])
-        return of_student and takes_gaps(self.teachers)
-
-    def _seed(self) -> int:
-        if isinstance(self.random_state, (int, np.integer)) and self.random_state >= 0:
-            return int(self.random_state)
-        return int(check_random_state(self.random_state).randint(2**31 - 1))
-
-    def _done(self, stage: str, seconds: float) -> None:
-        if self.verbose:
-            print(f"[DistilledClassifier] {stage}: {seconds:.1f} s", flush=True)
+    def _teach_several(self) -> bool:
+        """Whether the teachers take labels of several columns, as far as their tags show."""
+        return takes_several(self.teachers)

@@ -1,4 +1,4 @@
-"""The stages behind ``DistilledClassifier.fit``: teachers, cache, student, report."""
+"""The stages behind ``DistilledClassifier.fit`` and its like: teachers, cache, student, report."""
 
 from __future__ import annotations
 
@@ -20,17 +20,21 @@ from ensdistill.cache.floors import TEMPERATURE
 from ensdistill.common.optimization import Optimization
 from ensdistill.data import Split
 from ensdistill.data.samples import form
+from ensdistill.data.tasks import UNKNOWN
 from ensdistill.data.transfer import TransferSet
 from ensdistill.job.defaults import Defaults, defaults
+from ensdistill.job.starting.labels import Labels
+from ensdistill.loss.regression import RegressionSettings
 from ensdistill.loss.settings import LossSettings
 from ensdistill.sklearn.judgement import Report, report_of
 from ensdistill.sklearn.searching import Search, search_of
 from ensdistill.sklearn.students import Estimator, Lesson, Student, as_student
 from ensdistill.sklearn.teachers import Taught, fitted_teachers, train_teachers
 from ensdistill.student.search import SearchResult
-from ensdistill.teachers import Ensemble, looks_up
+from ensdistill.teachers import looks_up
+from ensdistill.teachers.base import BaseEnsemble
 from ensdistill.teachers.labelled_targets import LabelledTargets
-from ensdistill.teachers.members import Member
+from ensdistill.teachers.members import Member, Moments
 from ensdistill.teachers.recipes import TorchMembers
 
 Done = Callable[[str, float], None]
@@ -74,7 +78,7 @@ class Settings:
 class Fitted:
     """The result of a fit."""
 
-    ensemble: Ensemble
+    ensemble: Any
     student: Member
     report: Report | None
     search: SearchResult | None
@@ -102,11 +106,19 @@ def settings_of(estimator: Any, split: Split) -> Settings:
         _loss(estimator),
     )
     if isinstance(student, Estimator):
-        student.check(loss, split.labelled.weights is not None)
+        student.check(loss, split.labelled.weights is not None, split.task)
+    search = search_of(estimator)
+    if search is not None and split.task != "classification":
+        raise ValueError(
+            f"{search.goal}: expected None for the task {split.task}, because the search is for the task "
+            "classification: name a student"
+        )
+    if split.task == "regression":
+        RegressionSettings.of(loss)
     return Settings(
         teachers=estimator.teachers,
         teacher_minutes=estimator.teacher_minutes,
-        prefit=estimator.prefit or isinstance(estimator.teachers, Ensemble),
+        prefit=estimator.prefit or isinstance(estimator.teachers, BaseEnsemble),
         student=student,
         loss=loss,
         transfer=_transfer(estimator.synthetic, default, split),
@@ -114,7 +126,7 @@ def settings_of(estimator: Any, split: Split) -> Settings:
         preprocess=preprocess,
         n_jobs=estimator.n_jobs,
         progress=estimator.verbose > 1,
-        search=search_of(estimator),
+        search=search,
     )
 
 
@@ -195,12 +207,18 @@ class _Source:
     """Targets for a cache that is not kept: without the digest of every member, which takes seconds for a
     forest."""
 
-    def __init__(self, targets: Ensemble | LabelledTargets) -> None:
-        self.targets, self.weights = targets, targets.weights
+    def __init__(self, targets: Any) -> None:
+        self.targets, self.weights, self.task = targets, targets.weights, targets.task
         self.names, self.classes, self.combiner = targets.names, targets.classes, targets.combiner
 
     def predict_logits(self, inputs: Any) -> Any:
         return self.targets.predict_logits(inputs)
+
+    def predict_moments(self, inputs: Any) -> Any:
+        return self.targets.predict_moments(inputs)
+
+    def calibrated(self, moments: Any) -> Any:
+        return self.targets.calibrated(moments)
 
     def for_uids(self, uids: np.ndarray, among: np.ndarray | None = None) -> Any:
         return self.targets.for_uids(uids, among)
@@ -213,7 +231,9 @@ def _targets(taught: Taught, prefit: bool) -> _Source:
     """The ensemble's; out of fold on the labelled rows where a member looks up the rows it was fitted to."""
     if prefit or taught.held_out is None or not any(looks_up(one) for one in taught.ensemble.members):
         return _Source(taught.ensemble)
-    uids = np.arange(taught.held_out.shape[1])  # the labelled rows are the first of the transfer set
+    held_out = taught.held_out
+    rows = held_out.mean if isinstance(held_out, Moments) else held_out
+    uids = np.arange(rows.shape[1])  # the labelled rows are the first of the transfer set
     return _Source(LabelledTargets(taught.ensemble, uids, held_out=taught.held_out))
 
 
@@ -250,8 +270,10 @@ def _transfer(synthetic: Any, default: Defaults | None, split: Split) -> Transfe
 
 def _defaults(split: Split) -> Defaults | None:
     """The defaults for the samples, None where there are none; arrays may have gaps, which are filled."""
+    gaps = split.task == "multilabel" and bool((split.labelled.labels == UNKNOWN).any())
+    labels = Labels(split.task, len(split.classes), gaps)
     try:
-        found = defaults(split.labelled.inputs, len(split.labelled), len(split.pool))
+        found = defaults(split.labelled.inputs, len(split.labelled), len(split.pool), labels)
     except TypeError:
         return None
     members = [_filled(one) for one in found.teachers.recipes]

@@ -13,13 +13,14 @@ from sklearn.utils import assert_all_finite, check_consistent_length, column_or_
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
-from ensdistill.data import Rows, Split
+from ensdistill.data import Rows, Split, as_multilabels
 from ensdistill.data import batches as b
 from ensdistill.data.batches.tables import Tables
 from ensdistill.data.labels import is_missing
-from ensdistill.data.rows import UNLABELLED, as_weights
+from ensdistill.data.rows import as_weights
 from ensdistill.data.samples import Held, joined, whole
 from ensdistill.data.splits import stratified_split
+from ensdistill.data.tasks import known_rows, unlabelled_like
 from ensdistill.teachers.members.base import as_classes
 
 FEATURES = ("n_features_in_", "feature_names_in_")
@@ -51,10 +52,11 @@ class Data:
     ----------
     samples, pool : samples
         ``pool`` may be None.
-    labels : ndarray [N], int64
-        Positions in ``values``.
+    labels : ndarray
+        Positions in ``values``, int64 [N]; or labels of another task, in a form of
+        :mod:`ensdistill.data.tasks`.
     values : ndarray [C]
-        The classes as the user has them.
+        The classes as the user has them; names of labels, or of numbers.
     weights : ndarray [N], float64, or None
     """
 
@@ -84,9 +86,10 @@ def kept_on_error(estimator: Any) -> Iterator[None]:
 
 
 def check_fit(
-    estimator: Any, X: Any, y: Any, X_unlabeled: Any, sample_weight: Any, allow_nan: bool
+    estimator: Any, X: Any, y: Any, X_unlabeled: Any, sample_weight: Any, allow_nan: bool, numbers: bool
 ) -> tuple[Data, Form]:
-    """The arguments of ``fit``, and the form that every later input has to have.
+    """The arguments of ``fit``, and the form that every later input has to have; ``numbers`` says whether y
+    holds those of a regression.
 
     Sets ``n_features_in_`` and ``feature_names_in_``.
 
@@ -99,7 +102,7 @@ def check_fit(
     if y is None:
         raise ValueError(f"This {name} estimator requires y to be passed, but the target y is None.")
     samples, form = _first(estimator, X, allow_nan)
-    values, labels = _labels(y)
+    values, labels = _numbers(y) if numbers else _several(y) or _labels(y)
     check_consistent_length(X, labels)
     weights = None if sample_weight is None else as_weights("sample_weight", sample_weight, len(labels))
     pool = None if X_unlabeled is None else _unlabelled(estimator, X_unlabeled, form, allow_nan)
@@ -112,8 +115,12 @@ def check_fit(
         there = np.flatnonzero(weights)
         samples, labels, weights = samples[there], labels[there], weights[there]
         samples = samples if form.kind == "array" else Held(samples)
-        present, labels = np.unique(labels, return_inverse=True)
-        values = values[present]
+        if labels.ndim == 1:
+            present, labels = np.unique(labels, return_inverse=True)
+            values = values[present]
+    if labels.ndim == 2:
+        _check_table(labels)
+        return Data(_with_gaps(samples), pool, labels, values, weights), form
     if len(values) < 2:
         more = "" if sample_weight is None else " with a weight above 0"
         raise ValueError(
@@ -168,16 +175,18 @@ def split_of(data: Data, share: float | None, seed: int) -> tuple[Split, str]:
     samples = data.samples if data.pool is None else joined([data.samples, data.pool])
     samples = _with_gaps(samples)
     count, classes = len(data.labels), data.classes
-    labels = np.full(len(samples), UNLABELLED, np.int64)
+    labels = unlabelled_like(np.resize(data.labels, (len(samples), *data.labels.shape[1:])))
     labels[:count] = data.labels
     reason = "validation_fraction is None"
     if share is not None:
         if isinstance(share, bool) or not (isinstance(share, Real) and 0 < share < 1):
             raise ValueError(f"validation_fraction: expected a share in (0, 1), or None; got {share!r}")
-        held = max(round(share * count), len(classes))
-        rarest = np.bincount(data.labels).min()
+        table = data.labels.ndim == 2
+        held = max(round(share * count), 1 if table else len(classes))
+        rarest = count // 2 if table else np.bincount(data.labels).min()
         if rarest < LEAST:
-            reason = f"the rarest class has {rarest} of {count} rows, and the judgement needs {LEAST}"
+            which = "there are" if table else f"the rarest class has {rarest} of"
+            reason = f"{which} {count} rows, and the judgement needs {2 * LEAST if table else LEAST}"
         else:
             try:
                 split = stratified_split(
@@ -271,6 +280,46 @@ def _labels(y: Any) -> tuple[np.ndarray, np.ndarray]:
     check_classification_targets(values)
     found, labels = np.unique(values, return_inverse=True)
     return found, labels
+
+
+def _several(y: Any) -> tuple[np.ndarray, np.ndarray] | None:
+    """Names and labels, int8 [N, C], where y has several columns; None for one column of classes."""
+    shape = np.shape(y)
+    if len(shape) != 2 or shape[1] < 2:
+        return None
+    return _column_names(y, shape[1]), as_multilabels(y, argument="y")
+
+
+def _numbers(y: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Names and numbers, float64 [N, D], of a regression."""
+    shape = np.shape(y)
+    names = _column_names(y, shape[1] if len(shape) == 2 else 1)
+    if len(shape) < 2 or shape[1] == 1:
+        y = column_or_1d(_plain(y), warn=True)
+        if y.dtype.kind == "O" and any(gaps := [is_missing(value) for value in y.tolist()]):
+            raise ValueError(f"Input y contains NaN: the number of row {gaps.index(True)} is missing")
+    values = np.asarray(y, np.float64)
+    assert_all_finite(values, input_name="y")
+    return names, values.reshape(len(values), -1)
+
+
+def _column_names(y: Any, count: int) -> np.ndarray:
+    names = list(getattr(y, "columns", []))
+    if len(names) == count:
+        return np.array([str(name) for name in names])
+    name = getattr(y, "name", None)
+    return np.array([name if isinstance(name, str) and count == 1 else str(i) for i in range(count)])
+
+
+def _check_table(labels: np.ndarray) -> None:
+    """Raise ValueError for numbers or labels of too few rows, and for rows without a label."""
+    if len(labels) < 2:
+        raise ValueError(f"y: expected at least two rows; got 1 sample (n_samples = {len(labels)})")
+    if len(rows := np.flatnonzero(~known_rows(labels))):
+        raise ValueError(
+            f"y: expected a label in each row; row {rows[0]} has none ({len(rows)} such rows): pass these "
+            "rows as X_unlabeled"
+        )
 
 
 def _plain(y: Any) -> Any:

@@ -13,15 +13,16 @@ from rich.console import Console
 from ensdistill.data.copies import count_copies
 from ensdistill.data.samples import subset
 from ensdistill.job.evaluate import NOT_MEASURED, environment
-from ensdistill.job.predictions import predict
-from ensdistill.job.scaling import ROWS, fit_temperature_to
+from ensdistill.job.predictions import HeldOut, Prediction, fields_of, of_ensemble, predict
+from ensdistill.job.scaling import ROWS
 from ensdistill.report.judge import judge
+from ensdistill.report.measures import MEASURES
 from ensdistill.report.results import SCALED, MemberResult, ModelResult, RunResults, StudentResults
-from ensdistill.report.table import as_text, gain_cell, gains_over, kept_cell, metric_cells
-from ensdistill.report.verdict import KIND_LABELS, METRIC_LABELS
+from ensdistill.report.table import as_text, gain_cell, gains_over, kept_cell, metric_cell
+from ensdistill.report.verdict import KIND_LABELS
 from ensdistill.sklearn.students import Baseline, Lesson, Student
 from ensdistill.sklearn.teachers import Taught
-from ensdistill.teachers.fitting.calibration import probabilities
+from ensdistill.teachers.fitting.scaling import Scaling, closest_scaling
 from ensdistill.teachers.members import Member
 
 SHOWN = ("ensemble", "best_member", "direct", "distilled_from_best_member", "student")
@@ -48,7 +49,7 @@ class Report:
 
     @property
     def retained_gain(self) -> dict[str, Any]:
-        """By metric (``accuracy``, ``nll``, ``brier``) the share of the ensemble's gain over direct training
+        """By metric (such as ``accuracy``, ``nll``, ``brier``) the share of the ensemble's gain over direct training
         that the student kept: ``mean``, ``ci95`` (None where the ensemble's gain is not beyond its interval)
         and ``meaningful``."""
         return dict(self.figures["retained_gain"])
@@ -59,18 +60,22 @@ class Report:
         return file.getvalue()
 
     def _repr_html_(self) -> str:
-        """A short table: accuracy and NLL of each model, and the share of the gain that was kept."""
-        models = self.figures["models"]
-        rows = [[KIND_LABELS[kind], *metric_cells(models[kind])[:2]] for kind in SHOWN]
+        """A short table: the two deciding metrics of each model, and the share of the gain that was kept."""
+        models, measures = self.figures["models"], MEASURES[self.figures.get("task", "classification")]
+        shown = measures.deciding
+        rows = [
+            [KIND_LABELS[kind], *(metric_cell(models[kind], one.name) for one in shown)] for kind in SHOWN
+        ]
         gains = gains_over(self.figures, "direct")
         kept = [
-            [METRIC_LABELS[m], gain_cell(m, gains[m][0]), gain_cell(m, gains[m][1]), kept_cell(gains[m][2])]
-            for m in ("accuracy", "nll")
+            [one.label, gain_cell(m, gains[m][0]), gain_cell(m, gains[m][1]), kept_cell(gains[m][2])]
+            for one in shown
+            if (m := one.name) in gains
         ]
         count = self.figures["dataset"]["test"]
         return (
             f"<p>{html.escape(self.verdict)}</p>"
-            + _table([f"on {count} held-out rows", "accuracy %", "NLL"], rows)
+            + _table([f"on {count} held-out rows", *(one.heading for one in shown)], rows)
             + _table(["gain over direct", "ensemble", "student", "kept"], kept)
         )
 
@@ -94,41 +99,44 @@ def report_of(
     timings : dict of str to float
         Seconds of each stage.
     """
-    split, test = lesson.split, lesson.split.test.inputs
+    split, test, task = lesson.split, lesson.split.test.inputs, lesson.split.task
     plain, smoothed, recipe = student.baselines(lesson)
     of_best = student.distilled(lesson, taught.best)
     trained = {
         "direct": plain,
         "direct_label_smoothing": smoothed,
-        "distilled_from_best_member": Baseline(of_best, _temperature(of_best, lesson)),
-        "student": Baseline(member, _temperature(member, lesson)),
+        "distilled_from_best_member": Baseline(of_best, _scaling(of_best, lesson)),
+        "student": Baseline(member, _scaling(member, lesson)),
     }
     cost: dict[str, Any] = {"latency_ms": NOT_MEASURED}
     own = cost | {"parameters": member.parameters, "bytes": member.bytes}
     models = {}
     for kind, one in trained.items():
-        logits = predict(one.member, test)
+        if one is None:
+            continue
+        outputs = predict(one.member, test)
         note = recipe if kind == "direct" else ""
-        models[kind] = ModelResult(kind, [probabilities(logits)], note=note, **own)
-        scaled = SCALED[kind]
-        models[scaled] = ModelResult(scaled, [probabilities(logits / one.temperature)], **own)
+        given = fields_of([Prediction.of(task, outputs)])
+        models[kind] = ModelResult(kind, **given, note=note, **own)
+        scaled = fields_of([Prediction.of(task, outputs, one.scaling)])
+        models[SCALED[kind]] = ModelResult(SCALED[kind], **scaled, **own)
     ensemble = taught.ensemble
-    logits = np.asarray(ensemble.predict_logits(test))
+    predicted, mixture = of_ensemble(ensemble, test, _held_out(taught, lesson))
     members = [
         MemberResult(
             one.name,
             [float(ensemble.weights[k])],
-            [float(ensemble.temperatures[k])],
-            [probabilities(logits[k] * ensemble.temperature)],
-            one.parameters,
-            one.bytes,
-            NOT_MEASURED,
+            [] if task == "regression" else [float(ensemble.temperatures[k])],
+            **fields_of([predicted[k]]),
+            parameters=one.parameters,
+            bytes=one.bytes,
+            latency_ms=NOT_MEASURED,
         )
         for k, one in enumerate(ensemble.members)
     ]
     best = members[ensemble.names.index(taught.best)]
     results = RunResults(
-        name="DistilledClassifier",
+        name="DistilledRegressor" if task == "regression" else "DistilledClassifier",
         dataset={
             "name": "data of the fit",
             "labelled": len(split.labelled),
@@ -140,10 +148,19 @@ def report_of(
         seeds=[0],
         labels=[split.test.labels],
         ensemble=ModelResult(
-            "ensemble", [ensemble.combine(logits)], ensemble.parameters, ensemble.bytes, NOT_MEASURED
+            "ensemble",
+            **fields_of([mixture]),
+            parameters=ensemble.parameters,
+            bytes=ensemble.bytes,
+            latency_ms=NOT_MEASURED,
         ),
         best_member=ModelResult(
-            "best_member", best.probabilities, best.parameters, best.bytes, NOT_MEASURED, taught.best
+            "best_member",
+            **fields_of([predicted[ensemble.names.index(taught.best)]]),
+            parameters=best.parameters,
+            bytes=best.bytes,
+            latency_ms=NOT_MEASURED,
+            note=taught.best,
         ),
         members=members,
         students=[StudentResults("student", student.description, models, {})],
@@ -152,6 +169,8 @@ def report_of(
         copies=[count_copies(split, _synthetic(lesson))],
         weights=[] if split.test.weights is None else [split.test.weights],
         baselines=student.about_baselines,
+        task=task,
+        outputs=[] if task == "classification" else list(split.classes),
     )
     return Report(judge(results))
 
@@ -161,14 +180,23 @@ def _synthetic(lesson: Lesson) -> Any:
     return subset(lesson.rows.inputs, np.arange(first, len(lesson.rows)))
 
 
-def _temperature(member: Member, lesson: Lesson) -> float:
-    """The temperature that brings a distilled model nearest to the mixture on rows without a label; see
+def _held_out(taught: Taught, lesson: Lesson) -> HeldOut:
+    """The members' held-out predictions; none where they may have seen the rows."""
+    rows, members = lesson.split.labelled, len(taught.ensemble)
+    if taught.held_out is not None:
+        return HeldOut(taught.held_out, rows.labels)
+    return HeldOut(np.full((members, len(rows), len(lesson.split.classes)), np.nan), rows.labels)
+
+
+def _scaling(member: Member, lesson: Lesson) -> Scaling:
+    """The calibration that brings a distilled model nearest to the mixture on rows without a label; see
     :mod:`ensdistill.job.scaling`."""
     labelled, pool = len(lesson.split.labelled), len(lesson.split.pool)
     chosen = np.arange(labelled, labelled + pool if pool else len(lesson.rows))[:ROWS]
     if not len(chosen):
-        return 1.0
-    return fit_temperature_to(predict(member, subset(lesson.rows.inputs, chosen)), lesson.targets()[chosen])
+        return Scaling()
+    outputs = predict(member, subset(lesson.rows.inputs, chosen))
+    return closest_scaling(lesson.split.task, outputs, lesson.targets(chosen))
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

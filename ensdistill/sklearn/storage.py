@@ -1,4 +1,4 @@
-"""A fitted classifier as a folder, without pickle."""
+"""A fitted classifier or regressor as a folder, without pickle."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from ensdistill.sklearn.judgement import Report
 from ensdistill.student.serving import Student
 from ensdistill.teachers import Ensemble
 from ensdistill.teachers.members import BoostedMember, SklearnMember, TorchMember, inner
+from ensdistill.teachers.members.standardised import Standardised
 
 FORMAT = 1
 FILE = "classifier.json"
@@ -48,14 +49,12 @@ def save(classifier: Any, folder: Path) -> None:
             parameters[name] = list(value)
         else:
             left_out.append(name)
-    values = classifier.classes_
-    stored = values.astype(str) if values.dtype.kind == "M" else values  # JSON has no dates
     about = {
         "format": FORMAT,
         "version": ensdistill.__version__,
         "parameters": parameters,
         "form": asdict(classifier._form),
-        "classes": {"dtype": values.dtype.str, "values": stored.tolist()},
+        **_outputs(classifier),
         "seeded": _seeded(classifier.student),
         "features": [str(name) for name in getattr(classifier, "feature_names_in_", [])],
         "report": None if classifier.report_ is None else classifier.report_.figures,
@@ -71,6 +70,16 @@ def save(classifier: Any, folder: Path) -> None:
             "was fitted is complete",
             stacklevel=3,
         )
+
+
+def _outputs(estimator: Any) -> dict[str, Any]:
+    """The classes of a classifier, or the number of outputs of a regressor, as plain JSON."""
+    if estimator._numbers:
+        return {"numbers": estimator.n_outputs_, "flat": estimator._is_flat}
+    values = estimator.classes_
+    stored = values.astype(str) if values.dtype.kind == "M" else values  # JSON has no dates
+    more = {"multilabel": True} if estimator.multilabel_ else {}
+    return {"classes": {"dtype": values.dtype.str, "values": stored.tolist()}, **more}
 
 
 def load(cls: type, folder: Path, trusted: Sequence[str]) -> Any:
@@ -97,7 +106,15 @@ def load(cls: type, folder: Path, trusted: Sequence[str]) -> Any:
     found: Any = cls(**parameters)
     form = about["form"]
     found._form = Form(form["kind"], tuple(form["shape"]), form["columns"])
-    found.classes_ = np.array(about["classes"]["values"], np.dtype(about["classes"]["dtype"]))
+    if ("numbers" in about) != found._numbers:
+        kind = "DistilledRegressor" if "numbers" in about else "DistilledClassifier"
+        raise ValueError(f"{folder}: expected a saved {cls.__name__}; it holds a {kind}")
+    found._is_flat = about.get("flat", True)
+    if found._numbers:
+        found.n_outputs_ = about["numbers"]
+    else:
+        found.classes_ = np.array(about["classes"]["values"], np.dtype(about["classes"]["dtype"]))
+        found.multilabel_ = about.get("multilabel", False)
     found.ensemble_, found.student_ = ensemble, student
     found.report_ = None if about["report"] is None else Report(about["report"])
     found.search_ = None
@@ -122,7 +139,10 @@ def _parameter(student: Student, seeded: Sequence[str]) -> Any:
     without the seeds of the fit that was saved."""
     member = inner(student.member)
     if isinstance(member, TorchMember):
-        return partial(type(member.module), **(member.recipe or {}).get("init_args", {}))
+        module, recipe = member.module, member.recipe or {}
+        if isinstance(module, Standardised):  # the network within is the parameter
+            module, recipe = module.model, recipe.get("init_args", {}).get("model", {}).get("module", {})
+        return partial(type(module), **recipe.get("init_args", {}))
     if not isinstance(member, SklearnMember):
         return "auto"
     estimator = clone(member.estimator)

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
+from sklearn.base import is_regressor
 
 from ensdistill.cache import TargetCache
 from ensdistill.common.combiners import Combiner
 from ensdistill.common.describe import class_path, module_recipe
+from ensdistill.common.tasks import Task
 from ensdistill.data import Rows, Split
 from ensdistill.data.preprocess import trusted_by
 from ensdistill.job.config import DistillConfig
 from ensdistill.job.direct import train_baselines
+from ensdistill.job.predictions import direct_scaling
 from ensdistill.job.prepared import prepare_student
 from ensdistill.job.student_config import StudentConfig
 from ensdistill.loss.settings import LossSettings
@@ -23,7 +26,9 @@ from ensdistill.student.trees import DEFAULT_VALIDATION, TreeStudent
 from ensdistill.student.trees.direct import Direct
 from ensdistill.student.validation import Validation
 from ensdistill.teachers.fitting.calibration import log_mixture
-from ensdistill.teachers.members import Member, load_member
+from ensdistill.teachers.fitting.multilabel import mixture_of_labels
+from ensdistill.teachers.fitting.scaling import Scaling
+from ensdistill.teachers.members import Member, Moments, load_member
 
 SMOOTHING = 0.1
 FOLDS = 3  # of the labelled rows, as a job's by default
@@ -52,21 +57,26 @@ class Lesson:
     seed: int
     folder: Path
 
-    def targets(self, member: str | None = None) -> np.ndarray:
-        """The mixture's probabilities, or a member's, for the transfer set, float64 [M, C]."""
-        logits = self.cache.gather_logits(self.rows.uids)
-        if member is not None:
-            logits = logits[[self.cache.names.index(member)]]
-        weights = self.cache.weights if member is None else np.ones(1)
-        return np.exp(log_mixture(logits, weights, cast(Combiner, self.cache.combiner)))
+    def targets(self, chosen: np.ndarray) -> Any:
+        """The mixture's probabilities [M, C] for these rows of the transfer set, float64, or its Moments
+        [M, D] in the data's units."""
+        uids = self.rows.uids[chosen]
+        if self.split.task == "regression":
+            mean, variance = (one.double().numpy() for one in self.cache.gather(uids).mixture())
+            location, scale = np.asarray(self.cache.location), np.asarray(self.cache.scale)
+            return Moments(location + scale * mean, np.square(scale) * variance)
+        logits, combiner = self.cache.gather_logits(uids), cast(Combiner, self.cache.combiner)
+        if self.split.task == "multilabel":
+            return mixture_of_labels(logits, np.asarray(self.cache.weights), combiner)
+        return np.exp(log_mixture(logits, self.cache.weights, combiner))
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A model that learns from labels alone, and the temperature that is fitted to its held-out rows."""
+    """A model that learns from labels alone, and the calibration that is fitted to its held-out rows."""
 
     member: Member
-    temperature: float = 1.0
+    scaling: Scaling = Scaling()  # noqa: RUF009 (frozen)
 
 
 class Student(Protocol):
@@ -89,8 +99,9 @@ class Student(Protocol):
         """The student of the mixture, or of one member."""
         ...
 
-    def baselines(self, lesson: Lesson) -> tuple[Baseline, Baseline, str]:
-        """The same model on labels, the same with label smoothing, and how they were trained."""
+    def baselines(self, lesson: Lesson) -> tuple[Baseline, Baseline | None, str]:
+        """The same model on labels, the same with label smoothing (None of numbers), and how they were
+        trained."""
         ...
 
 
@@ -126,7 +137,7 @@ class Network:
         )
         return trained.member(classes=lesson.split.classes, factory=prepared.factory)
 
-    def baselines(self, lesson: Lesson) -> tuple[Baseline, Baseline, str]:
+    def baselines(self, lesson: Lesson) -> tuple[Baseline, Baseline | None, str]:
         settings = DistillConfig({"student": self.config}, lesson.loss, label_smoothing=SMOOTHING)
         split = lesson.split
         found = train_baselines(self.config, settings, split, lesson.seed, lesson.folder, _silent)
@@ -134,12 +145,11 @@ class Network:
         trusted = () if recipe is None else (recipe["class_path"],)
         trusted = (*trusted, *trusted_by(prepare_student(self.config, split, lesson.seed).preprocess))
         plain, smoothed = (
-            Baseline(load_member(lesson.folder / kind, trusted), found[temperature])
-            for kind, temperature in (
-                ("direct", "temperature"),
-                ("direct_label_smoothing", "label_smoothing_temperature"),
-            )
+            None if by is None else Baseline(load_member(lesson.folder / kind, trusted), by)
+            for kind in ("direct", "direct_label_smoothing")
+            for by in [direct_scaling(found, kind)]
         )
+        assert plain is not None
         return plain, smoothed, found["recipe"]
 
 
@@ -160,28 +170,29 @@ class Estimator:
         return " ".join(repr(self.estimator).split())
 
     def distilled(self, lesson: Lesson, member: str | None = None) -> Member:
-        found = TreeStudent(self.estimator, lesson.loss).fit(
+        found = TreeStudent(self.estimator, lesson.loss, task=lesson.split.task).fit(
             lesson.rows, lesson.cache, validation=self.validation, seed=lesson.seed, member=member
         )
         return found.member
 
-    def check(self, loss: LossSettings, weighted: bool) -> None:
+    def check(self, loss: LossSettings, weighted: bool, task: Task = "classification") -> None:
         """Raise ValueError for a loss, or for weights of rows, that the fit of the estimator can't have."""
-        TreeStudent(self.estimator, loss).check_weights(weighted)
+        TreeStudent(self.estimator, loss, task=task).check_weights(weighted)
 
-    def baselines(self, lesson: Lesson) -> tuple[Baseline, Baseline, str]:
+    def baselines(self, lesson: Lesson) -> tuple[Baseline, Baseline | None, str]:
         rows, classes = lesson.split.labelled, lesson.split.classes
-        folds = max(2, min(FOLDS, int(np.bincount(rows.labels, minlength=len(classes)).min())))
+        most = len(rows)
+        if rows.task == "classification":
+            most = int(np.bincount(rows.labels, minlength=len(classes)).min())
+        folds = max(2, min(FOLDS, most))
         direct = Direct(rows, classes, smoothing=SMOOTHING, folds=folds, seed=lesson.seed)
         found = Choices(rows.labels)
         recipe, chosen = direct.search(self.estimator, found)
-        plain, smoothed = (
-            Baseline(fit(chosen, rows, lesson.seed), found.temperature(name))
-            for fit, name in (
-                (direct.on_labels, recipe),
-                (direct.on_smoothed_labels, direct.smoothed(recipe)),
-            )
-        )
+        plain = Baseline(direct.on_labels(chosen, rows, lesson.seed), found.scaling(recipe))
+        if not direct.smooths:
+            return plain, None, recipe
+        name = direct.smoothed(recipe)
+        smoothed = Baseline(direct.on_smoothed_labels(chosen, rows, lesson.seed), found.scaling(name))
         return plain, smoothed, recipe
 
 
@@ -216,7 +227,8 @@ def as_student(value: Any, default: StudentConfig | None, optimization: Any, pre
             raise ValueError("optimization: expected an Optimization, because these samples have no default")
         return Network(StudentConfig(value, default.optimization, default.direct, preprocess=preprocess))
     if hasattr(value, "fit") and hasattr(value, "get_params") and not isinstance(value, type):
-        TreeStudent(value)
+        if not is_regressor(value):  # which only a regression has, as its check says
+            TreeStudent(value)
         if optimization is not None:
             raise ValueError("optimization: expected None for a student that is an estimator")
         return Estimator(value)

@@ -16,12 +16,15 @@ from torch import nn
 
 from ensdistill.common.optimization import Optimization
 from ensdistill.common.random import derive_seed
+from ensdistill.common.tasks import Task
 from ensdistill.data import Rows, Split
 from ensdistill.data.copies import stratified_folds
 from ensdistill.job.config import TeachersConfig
+from ensdistill.job.predictions import HeldOut
 from ensdistill.job.stages import best_member, held_out_losses
 from ensdistill.teachers import Ensemble, train_ensemble
 from ensdistill.teachers.auto import MINUTES, auto_plan, facts_of
+from ensdistill.teachers.base import BaseEnsemble
 from ensdistill.teachers.jobs import TrainingRows
 from ensdistill.teachers.members import Member, Preprocessed, as_member, default_name, inner
 from ensdistill.teachers.members.base import is_member
@@ -42,16 +45,16 @@ class Taught:
 
     Parameters
     ----------
-    ensemble : Ensemble
+    ensemble : Ensemble or RegressionEnsemble
     best : str
-        The member of least NLL on rows that it was not trained on.
-    held_out : ndarray [K, N, C], float32, or None
-        Raw logits for the labelled rows, of members that did not see them.
+        The member of least loss on rows that it was not trained on.
+    held_out : ndarray [K, N, C], float32, Moments [K, N, D], or None
+        Raw logits, or moments, for the labelled rows, of members that did not see them.
     """
 
-    ensemble: Ensemble
+    ensemble: Any
     best: str
-    held_out: np.ndarray | None
+    held_out: Any
 
 
 def train_teachers(
@@ -84,11 +87,12 @@ def train_teachers(
     progress : bool
     """
     folds = _folds(split.labelled, len(split.classes), seed)
-    planned = isinstance(teachers, str) and _is_numbers(split)
+    classes = split.task == "classification"
+    planned = isinstance(teachers, str) and classes and _is_numbers(split)
     if minutes is not None and not planned:
         raise ValueError(
-            "teacher_minutes: expected None, because only teachers='auto' of a table or an array [N, F] has "
-            f"a budget; got {minutes!r}"
+            "teacher_minutes: expected None, because only teachers='auto' for classes, of a table or an array "
+            f"[N, F], has a budget; got {minutes!r}"
         )
     if isinstance(teachers, str):
         if teachers != "auto" or default is None:
@@ -105,14 +109,16 @@ def train_teachers(
     ]
     if folds < 2:
         return _without_folds(recipes, split, seed, progress)
-    more: dict[str, Any] = {"select": planned, "progress": progress or None}
+    chosen = planned or (not classes and isinstance(teachers, str) and bool(default and default.select))
+    more: dict[str, Any] = {"select": chosen, "progress": progress or None}
     ensemble, held_out = train_ensemble(
         recipes, split.labelled, split.classes, folds=folds, seed=seed, **more
     )
-    if planned:
-        held_out, ensemble = held_out[ensemble.weights > 0], ensemble.weighted()
+    if chosen:
+        own = HeldOut(held_out, split.labelled.labels).of_members(ensemble.weights > 0)
+        held_out, ensemble = own, ensemble.weighted()
     losses = held_out_losses(ensemble, held_out, split.labelled.labels)
-    complete = None if np.isnan(held_out).any() else held_out
+    complete = held_out if HeldOut(held_out, split.labelled.labels).judged.all() else None
     return Taught(ensemble, best_member(ensemble, losses), complete)
 
 
@@ -144,27 +150,63 @@ def fitted_teachers(teachers: Any, split: Split) -> Taught:
     ValueError
         A teacher is not fitted, or has other classes.
     """
-    rows = split.labelled
-    if isinstance(teachers, Ensemble):
+    rows, task = split.labelled, split.task
+    ensemble: Any
+    if isinstance(teachers, BaseEnsemble):
+        if teachers.task != task:
+            raise ValueError(
+                f"teachers: expected an ensemble of the task {task}, as y is; got one of {teachers.task}"
+            )
         ensemble = _with_classes(teachers, split.classes)
-        raw = ensemble.raw_logits(rows.inputs)
+        raw = _raw(ensemble, rows.inputs)
     else:
         named = _numbered([_item(one) for one in _listed(teachers)])
         ensemble = Ensemble.from_members(
-            [_fitted(name, one, split.classes) for name, one in named], classes=split.classes
+            [_fitted(name, one, split.classes, task) for name, one in named],
+            classes=split.classes,
+            task=task,
         )
-        raw = ensemble.raw_logits(rows.inputs)
-        _warn_of_no_error(ensemble, raw, rows)
+        raw = _raw(ensemble, rows.inputs)
+        if task == "classification":
+            _warn_of_no_error(ensemble, raw, rows)
         ensemble.calibrate(raw, rows.labels, sample_weight=rows.weights)
         ensemble.weigh(raw, rows.labels, sample_weight=rows.weights)
     return Taught(ensemble, best_member(ensemble, held_out_losses(ensemble, raw, rows.labels)), None)
+
+
+def _raw(ensemble: Any, inputs: Any) -> Any:
+    """The members' logits without temperatures, or the moments of regressors."""
+    return ensemble.predict_moments(inputs) if ensemble.task == "regression" else ensemble.raw_logits(inputs)
+
+
+def takes_several(teachers: Any) -> bool:
+    """Whether all teachers take labels of several columns, or several numbers, as far as their tags show."""
+    if isinstance(teachers, str):
+        return True
+    if isinstance(teachers, BaseEnsemble):
+        return teachers.task != "classification"
+    listed = isinstance(teachers, (list, tuple)) and len(teachers) > 0
+    return listed and all(_model_takes_several(_item(one)[1]) for one in teachers)
+
+
+def _model_takes_several(value: Any) -> bool:
+    value = getattr(value, "estimator", value) if not is_estimator(value) else value
+    cls = getattr(value, "func", value)
+    if isinstance(cls, type) and issubclass(cls, nn.Module):
+        return True
+    try:
+        tags = get_tags(value)
+    except (AttributeError, TypeError, ValueError):
+        return False
+    several = tags.classifier_tags is not None and tags.classifier_tags.multi_label
+    return bool(several or tags.target_tags.multi_output)
 
 
 def takes_gaps(teachers: Any) -> bool:
     """Whether all teachers take NaN in arrays, as far as their tags show."""
     if isinstance(teachers, str):
         return True
-    if isinstance(teachers, Ensemble):
+    if isinstance(teachers, BaseEnsemble):
         return all(_model_takes_gaps(inner(member)) for member in teachers.members)
     return isinstance(teachers, (list, tuple)) and all(_model_takes_gaps(_item(one)[1]) for one in teachers)
 
@@ -231,7 +273,7 @@ def _recipes(teachers: Any, preprocess: Any, optimization: Optimization) -> list
         cls = getattr(value, "func", value)
         if isinstance(value, Recipe):
             found.append(value)
-        elif isinstance(value, (FrozenEstimator, nn.Module, Ensemble, tuple)):
+        elif isinstance(value, (FrozenEstimator, nn.Module, BaseEnsemble, tuple)):
             raise ValueError(
                 f"teachers: {name} is fitted already: pass prefit=True, or an estimator or a module class "
                 "that is to be trained"
@@ -250,7 +292,10 @@ def _recipes(teachers: Any, preprocess: Any, optimization: Optimization) -> list
 
 def _folds(rows: Rows, classes: int, seed: int) -> int:
     """As many folds as the rows allow, up to five; below two where they allow none."""
-    for folds in range(min(5, int(np.bincount(rows.labels, minlength=classes).min())), 1, -1):
+    most = len(rows)
+    if rows.task == "classification":
+        most = int(np.bincount(rows.labels, minlength=classes).min())
+    for folds in range(min(5, most), 1, -1):
         try:
             stratified_folds(rows.inputs, rows.labels, folds, derive_seed("folds", seed), rows.groups)
             return folds
@@ -261,10 +306,12 @@ def _folds(rows: Rows, classes: int, seed: int) -> int:
 
 def _without_folds(recipes: Sequence[Recipe], split: Split, seed: int, progress: bool) -> Taught:
     rows, classes = split.labelled, split.classes
-    rare = classes[int(np.bincount(rows.labels, minlength=len(classes)).argmin())]
+    lacking = "there are too few different rows for folds"
+    if rows.task == "classification":
+        rare = classes[int(np.bincount(rows.labels, minlength=len(classes)).argmin())]
+        lacking = f"class {rare!r} has too few different rows for folds"
     warnings.warn(
-        f"teachers: they are neither calibrated nor weighed, because class {rare!r} has too few different "
-        "rows for folds",
+        f"teachers: they are neither calibrated nor weighed, because {lacking}",
         stacklevel=4,
     )
     data = TrainingRows(rows.inputs, rows.labels, classes, rows.weights)
@@ -275,11 +322,12 @@ def _without_folds(recipes: Sequence[Recipe], split: Split, seed: int, progress:
     check_weights(planned, data)
     made = train(Training(planned, data, {}), dict, device="cpu", folder=None, progress=progress or None)
     names = [job.name for _, jobs in planned for job in jobs]
-    ensemble = Ensemble.from_members([made[name] for name in names], classes=classes)
+    members = [made[name] for name in names]
+    ensemble: Any = Ensemble.from_members(members, classes=classes, task=rows.task)
     return Taught(ensemble, ensemble.names[0], None)
 
 
-def _fitted(name: str, value: Any, classes: tuple[str, ...]) -> Member:
+def _fitted(name: str, value: Any, classes: tuple[str, ...], task: Task) -> Member:
     """The teacher as a member; one that was fitted to the integers 0..C-1 has the classes by index."""
     if isinstance(value, Recipe):
         raise ValueError(f"teachers: {name} is a recipe, which is yet to be trained: pass prefit=False")
@@ -287,14 +335,18 @@ def _fitted(name: str, value: Any, classes: tuple[str, ...]) -> Member:
         raise ValueError(f"teachers: {name} is a class, of which nothing is trained: pass prefit=False")
     value = value.estimator if isinstance(value, FrozenEstimator) else value
     try:
-        return named_by_index(as_member(value, name), value, classes)
+        known = None if task == "classification" else task
+        return named_by_index(as_member(value, name, task=known), value, classes)
     except ValueError as error:
         raise ValueError(f"teachers: {error} (prefit=True takes fitted teachers)") from error
 
 
-def _with_classes(ensemble: Ensemble, classes: tuple[str, ...]) -> Ensemble:
-    """The ensemble with its outputs in the order of the classes of y."""
+def _with_classes(ensemble: Any, classes: tuple[str, ...]) -> Any:
+    """The ensemble with its outputs in the order of the classes of y; columns of other tasks have an order
+    of their own."""
     own = ensemble.classes
+    if ensemble.task != "classification" and own is not None and len(own) == len(classes):
+        return ensemble
     if own is None or own == classes:
         found = copy(ensemble)
         found.classes = classes
