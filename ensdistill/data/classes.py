@@ -157,8 +157,8 @@ def _check_classes(known: list[Any], different: list[Any], argument: str, labels
     if not numbers or hasattr(labels, "cat"):
         return
     remedy = (
-        "Only classes can be learned by the task classification: state regression as the task, or make "
-        "classes of the numbers (low, middle, high)"
+        "Only classes can be learned by the task classification: state regression as the task (--task "
+        "regression), or make classes of the numbers (low, middle, high)"
     )
     if len(different) <= MOST_LISTED:
         some = ", ".join(str(value) for value in sorted(different)[:2])

@@ -91,8 +91,8 @@ def train_teachers(
     planned = isinstance(teachers, str) and classes and _is_numbers(split)
     if minutes is not None and not planned:
         raise ValueError(
-            "teacher_minutes: expected None, because only teachers='auto' for classes, of a table or an array "
-            f"[N, F], has a budget; got {minutes!r}"
+            "teacher_minutes: expected None, because only teachers='auto' of a table or an array [N, F], for "
+            f"classes, has a budget; got {minutes!r}"
         )
     if isinstance(teachers, str):
         if teachers != "auto" or default is None:

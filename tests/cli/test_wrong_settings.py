@@ -251,7 +251,7 @@ SMALL, MEMBER = "distill.students.small", "teachers.members.0.init_args"
             {"cache.view": 2},
             [],
             "cache.view: there is no such setting; known: transfer, codec, mixture_at, views, augment, "
-            "max_kl, labelled, label_share.",
+            "max_kl, labelled, label_share, max_error.",
         ),
         ({"distill.students": {}}, [], "distill.students: expected at least one; got none"),
         (

@@ -22,6 +22,8 @@ MADE = {
     "income": ("income.csv", "python -m examples.make_income"),
     "images": ("fashion", "python -m examples.make_fashion"),
     "text": ("packages.csv", "python -m examples.make_packages"),
+    "multilabel": ("tags.csv", "python -m examples.make_packages --tags 50"),
+    "regression": ("diamonds.csv", "python -m examples.make_diamonds"),
 }
 
 
@@ -32,7 +34,7 @@ def smaller(name: str, folder: Path, **arguments: object) -> Path:
     settings["data"]["init_args"] |= arguments
     settings["teachers"]["folds"] = settings["distill"]["folds"] = 2
     for member in settings["teachers"]["members"]:
-        if "Classifier" in (kind := str(member["init_args"].get("estimator", {}).get("class_path"))):
+        if kind_is_small(kind := str(member["init_args"].get("estimator", {}).get("class_path"))):
             size = "max_iter" if "Hist" in kind else "n_estimators"
             member["init_args"]["estimator"]["init_args"] = {size: 5}
         if member["class_path"] == "TorchMembers":
@@ -43,6 +45,11 @@ def smaller(name: str, folder: Path, **arguments: object) -> Path:
             student[stage] = {**student.get(stage, {}), "steps": 16}
     (path := folder / f"{name}.yaml").write_text(yaml.safe_dump(settings))
     return path
+
+
+def kind_is_small(kind: str) -> bool:
+    """Whether an estimator of this class has a number of trees or rounds."""
+    return any(name in kind for name in ("Gradient", "Trees", "Forest"))
 
 
 def dataset(folder: Path, name: str) -> dict:
@@ -99,6 +106,34 @@ def test_texts_run(tmp_path):
     pd.DataFrame(rows, columns=["description", "section"]).to_csv(tmp_path / "packages.csv", index=False)
     succeed("run", smaller("text", tmp_path, path=str(tmp_path / "packages.csv")))
     assert dataset(tmp_path, "text")["classes"] == 2
+
+
+def test_tags_of_texts_run(tmp_path):
+    generator = np.random.default_rng(0)
+    words = {"role::server": "daemon", "net::http": "web", "use::viewing": "viewer"}
+    rows = []
+    for number in range(80):
+        tags = [tag for tag in words if generator.random() < 0.5]
+        text = " ".join([*(words[tag] for tag in tags), "the", "program", str(number)])
+        rows.append((f"p{number}", text, ", ".join(tags) or None))
+    frame = pd.DataFrame(rows, columns=["package", "description", "tags"])
+    frame.to_csv(tmp_path / "tags.csv", index=False)
+    succeed("distill", smaller("multilabel", tmp_path, path=str(tmp_path / "tags.csv")))
+    folder = tmp_path / "runs" / "multilabel" / "seed-0" / "distill" / "ngrams" / "student"
+    assert json.loads((folder / "student.json").read_text())["classes"] == sorted(words)
+
+
+def test_prices_run(tmp_path):
+    generator = np.random.default_rng(0)
+    carat, cut = generator.uniform(0.2, 2, 120), generator.choice(["Fair", "Good", "Ideal"], 120)
+    price = 4000 * carat**2 + 300 * (cut == "Ideal") + 200 * generator.normal(size=120)
+    frame = pd.DataFrame({"carat": carat, "cut": cut, "price": price.round().astype(int)})
+    frame.to_csv(tmp_path / "diamonds.csv", index=False)
+    succeed("run", smaller("regression", tmp_path, path=str(tmp_path / "diamonds.csv")))
+    report = json.loads((tmp_path / "runs" / "regression" / "report.json").read_text())
+    models = report["students"]["gaussian"]["models"]
+    assert models["student"]["nll"] is not None
+    assert report["models"]["ensemble"]["coverage"] is not None
 
 
 @pytest.mark.parametrize("name", MADE)

@@ -75,7 +75,12 @@ def look_at_target(
         task = "multilabel"
     guess: Guess | None = None
     if task is None:
-        guess = guess_task(file.read(list(targets)))
+        if labels is not None and len(targets) == 1:  # which are its classes
+            return None
+        frame = file.read(list(targets))
+        if len(targets) == 1 and frame[targets[0]].isna().all():
+            return None
+        guess = guess_task(frame)
         # Whole numbers may be classes, which are judged by their rows; numbers are guessed for nothing else.
         if guess.task == "classification" or (len(targets) == 1 and "fractions" not in guess.reason):
             return None
