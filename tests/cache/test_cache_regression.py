@@ -234,7 +234,7 @@ def test_means_moved_by_a_variance_factor_keep_their_weights(tmp_path):
             cache, tmp_path / "d", name="d", moments=teachers.mean[0], uids=rows.uids, weight=1
         ),
     ):
-        with pytest.raises(CacheError, match="holds moments with a variance factor of 0.5"):
+        with pytest.raises(CacheError, match=r"holds moments with a variance factor of 0\.5"):
             change()
 
 
