@@ -81,6 +81,46 @@ def units_of(task: Task, targets: Any) -> Units | None:
     return units
 
 
+class InUnits:
+    """Targets of a regression in the units of others: those of a validation in the training's.
+
+    Parameters
+    ----------
+    targets : RowTargets
+    units : Units
+    """
+
+    def __init__(self, targets: Any, units: Units) -> None:
+        self.targets, self.location, self.scale = targets, units.location, units.scale
+        shift = (targets.location - units.location) / units.scale
+        self._shift = torch.from_numpy(np.asarray(shift, np.float64))
+        self._factor = torch.from_numpy(np.asarray(targets.scale / units.scale, np.float64))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.targets, name)
+
+    def of(self, uids: np.ndarray, epochs: np.ndarray, samples: Any) -> Any:
+        found = self.targets.of(uids, epochs, samples)
+        factor, shift = (part.to(found.mean.device) for part in (self._factor, self._shift))
+        variance = found.variance
+        return replace(
+            found,
+            mean=(found.mean.double() * factor + shift).to(found.mean.dtype),
+            variance=None if variance is None else (variance.double() * factor.square()).to(variance.dtype),
+        )
+
+
+def in_units(targets: Any, units: Units) -> Any:
+    """The targets as they are where they have these units, else converted."""
+    own = Units.of_source(targets)
+    same = (
+        own is not None
+        and np.array_equal(own.location, units.location)
+        and np.array_equal(own.scale, units.scale)
+    )
+    return targets if own is None or same else InUnits(targets, units)
+
+
 def task_and_count(rows: Rows, task: Task | None, count: int | None) -> tuple[Task, int]:
     """The task, and the number of classes, labels or numbers, of rows that are trained on directly.
 

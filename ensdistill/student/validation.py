@@ -28,7 +28,7 @@ from ensdistill.student.inputs import Inputs, Preparation, call, moved, rows_of
 from ensdistill.student.machines import Division
 from ensdistill.student.methods import MomentTargets, SoftTargets, StudentLoss
 from ensdistill.student.sources import RowTargets, TargetSource, targets_for
-from ensdistill.student.units import Units, rows_of_task
+from ensdistill.student.units import Units, in_units, rows_of_task
 
 # By default the divergence chooses the weights of a student with variances, in place of the mean's distance.
 WITH_VARIANCES: dict[Metric, Metric] = {"distance": "kl", "rmse": "nll"}
@@ -207,6 +207,8 @@ def hold_out(
     division = None if source is None else division
     checked = rows if division is None else division.own(rows)
     targets = None if source is None else targets_for(source, checked, augment)
+    if targets is not None and units is not None:
+        targets = in_units(targets, units)
     temperature = 1.0 if source is None or source.temperature is None else source.temperature
     return HeldOut(rows, targets, temperature, settings, metric, division, task, units)
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.special import expit
 from sklearn.linear_model import LinearRegression, Ridge
+from sklearn.preprocessing import StandardScaler
 
-from ensdistill.data.samples import form
+from ensdistill.data.preprocess import Transformer
+from ensdistill.data.samples import as_samples, form
 from ensdistill.models import MLP
 from ensdistill.student.export import OnnxStudent, figures, run_onnx, to_onnx
 from ensdistill.student.serving import Student, load_student
 from ensdistill.student.serving.as_torch import to_torch
 from ensdistill.student.units import Units
-from ensdistill.teachers.members import SklearnMember, TorchMember
+from ensdistill.teachers.members import Preprocessed, SklearnMember, TorchMember
 from tests.student.task_sources import INPUTS, LABELS, MEASURED, NUMBERS, TAGGED, X, Y
 
 TAGS, SIZES = [f"tag {i}" for i in range(LABELS)], ["price", "weight"]
@@ -153,6 +156,18 @@ def test_figures_are_those_of_the_task():
     assert found["rmse"] == pytest.approx(np.sqrt(np.square(error).mean()), rel=1e-5)
     nll = 0.5 * (np.log(2 * np.pi * variance) + error**2 / variance).sum(1).mean()
     assert found["nll"] == pytest.approx(nll, rel=1e-5)
+
+
+def test_columns_may_be_named_as_the_outputs():
+    frame = pd.DataFrame(X.astype(float), columns=["mean", "variance", "label", "probabilities", "a", "b"])
+    scaler = Transformer(StandardScaler().fit(frame))
+    member = Preprocessed(student_of("with variances").member, scaler)
+    student = Student(member, SIZES, SIZES, form(as_samples(frame)))
+    exported = to_onnx(student, frame)
+    mean, variance = run_onnx(exported.model.SerializeToString(), frame)
+    expected = student.predict_distribution(frame)
+    np.testing.assert_allclose(mean, expected.mean, rtol=1e-5)
+    np.testing.assert_allclose(variance, expected.variance, rtol=1e-5)
 
 
 @pytest.mark.parametrize("estimator", [LinearRegression(), Ridge(0.5)])

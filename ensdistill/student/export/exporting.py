@@ -29,9 +29,9 @@ from ensdistill.student.export.graph import (
     OTHERWISE,
     Graph,
 )
-from ensdistill.student.export.inputs import RESERVED, Prepared, prepare
+from ensdistill.student.export.inputs import Prepared, prepare
 from ensdistill.student.export.parity import compared
-from ensdistill.student.export.running import FORMATS
+from ensdistill.student.export.running import FORMATS, MOMENTS, OUTPUTS
 from ensdistill.teachers.fitting.scaling import Scaling
 from ensdistill.teachers.members import Member, Moments, Preprocessed, SklearnMember, TorchMember, inner
 from ensdistill.teachers.members.base import SMOOTHING, align
@@ -174,7 +174,7 @@ def to_onnx(student: Exportable, samples: Any, *, int8: bool = False, opset: int
         )
     expected, unit = outputs_of(student, batch)  # also shows how the module's outputs are to be read
     described = student.samples if student.samples["kind"] == "table" else form(as_samples(batch))
-    graph = Graph(opset, RESERVED)
+    graph = Graph(opset, OUTPUTS.get(student.task, MOMENTS))
     if isinstance(member, TorchMember):
         prepared, logits = _of_module(graph, student, member, preprocess, batch, described)
     elif isinstance(member, SklearnMember):

@@ -15,6 +15,7 @@ from ensdistill.data.batches.tables import is_gap
 FORMATS = {"classification": 1, "multilabel": 2, "regression": 2}  # earlier versions read 1 alone
 FORMAT = max(FORMATS.values())
 OUTPUTS = {"classification": ("label", "probabilities"), "multilabel": ("labels", "probabilities")}
+MOMENTS = ("mean", "variance")  # of a regression; the second where the student has one
 KEY = "ensdistill"
 BATCH = 8192
 
@@ -72,8 +73,7 @@ class OnnxStudent:
             )
         self.classes, self.task = tuple(self.about["classes"]), self.about.get("task", "classification")
         own = {output.name for output in self._session.get_outputs()}
-        moments = ("mean", "variance") if "variance" in own else ("mean",)
-        self.outputs = OUTPUTS.get(self.task, moments)
+        self.outputs = OUTPUTS.get(self.task, tuple(name for name in MOMENTS if name in own))
         self.bytes = len(blob)
         folder = None if isinstance(source, bytes) else Path(source).parent
         self.tensors = feed_of(self.about, files, folder)

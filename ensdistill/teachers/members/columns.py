@@ -51,12 +51,12 @@ class ColumnsMember:
 
     def __init__(self, members: Sequence[Member], *, name: str, classes: Sequence[str], task: Task) -> None:
         self.members, self.name, self.task = tuple(members), name, task
-        self.classes = as_classes(name, classes) or ()
+        self.classes: tuple[str, ...] | None = as_classes(name, classes)
         own: Task = "regression" if task == "regression" else "classification"
         wrong = [one.name for one in self.members if task_of(one) != own]
-        if task == "classification" or wrong or len(self.members) != len(self.classes):
+        if task == "classification" or wrong or len(self.members) != len(classes):
             raise ValueError(
-                f"members: {name}: expected {len(self.classes)} of the task {own}, one for each column; got "
+                f"members: {name}: expected {len(classes)} of the task {own}, one for each column; got "
                 f"{len(self.members)}" + (f", of which {wrong[0]} is of another task" if wrong else "")
             )
 
@@ -96,16 +96,17 @@ class ColumnsMember:
 
     def fingerprint(self) -> str:
         """Digest of the members' own."""
-        return digest(["columns", self.task, list(self.classes), [m.fingerprint() for m in self.members]])
+        return digest(["columns", self.task, self.classes, [m.fingerprint() for m in self.members]])
 
     def fingerprint_parts(self) -> dict[str, str]:
         """Digests of the members by column."""
-        parts = {name: one.fingerprint() for name, one in zip(self.classes, self.members, strict=True)}
+        names = self.classes or ()
+        parts = {name: one.fingerprint() for name, one in zip(names, self.members, strict=True)}
         return parts | own_source(self)
 
     def saved_content(self) -> str:
         """Digest of the saved files' content."""
-        return digest(["columns", self.task, list(self.classes), [content_of(m) for m in self.members]])
+        return digest(["columns", self.task, self.classes, [content_of(m) for m in self.members]])
 
     def untrusted(self, trusted: Sequence[str] = ()) -> list[str]:
         """The types and classes that loading has to trust in addition to ``trusted``."""

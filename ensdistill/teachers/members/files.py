@@ -90,7 +90,8 @@ class _ColumnsFiles:
         return ColumnsMember(members, name=description["name"], classes=classes, task=description["task"])
 
 
-KINDS |= {"preprocessed": _PreprocessedFiles, "columns": _ColumnsFiles}
+KINDS["preprocessed"] = _PreprocessedFiles
+KINDS["columns"] = _ColumnsFiles
 
 
 def _valid_contents(folder: Path, member: Member, about: dict[str, Any]) -> list[str]:
