@@ -1,8 +1,8 @@
 """How good the probabilities of C independent labels are: average precision, cross entropy, F1, ranking and
 calibration. Unknown labels (-1) are left out.
 
-scikit-learn computes average precision and F1. The resamplers compute the same values for many sets of row
-weights at once, as a bootstrap needs them.
+scikit-learn computes average precision. The resamplers compute mAP and F1 for many sets of row weights at
+once, as a bootstrap needs them.
 """
 
 from __future__ import annotations
@@ -232,26 +232,19 @@ def micro_f1(prediction: LabelProbabilities, labels: np.ndarray, weights: np.nda
     >>> micro_f1(p, np.array([[1, 1], [1, -1]], np.int8))
     0.8
     """
-    from sklearn.metrics import f1_score
-
-    check(prediction, labels)
-    known = labels != UNKNOWN
-    share = None if weights is None else np.broadcast_to(weights[:, None], known.shape)[known]
-    chosen = prediction.predicted[known]
-    return float(f1_score(labels[known] == 1, chosen, sample_weight=share, zero_division=0))
+    return _f1("micro", prediction, labels, weights)
 
 
 def macro_f1(prediction: LabelProbabilities, labels: np.ndarray, weights: np.ndarray | None = None) -> float:
     """The mean F1 of the labels that have a positive row, at the prediction's thresholds."""
-    from sklearn.metrics import f1_score
+    return _f1("macro", prediction, labels, weights)
 
-    check(prediction, labels)
-    found = []
-    for known, y, chosen in _columns(labels, prediction.predicted):
-        share = np.ones(known.sum()) if weights is None else weights[known]
-        if share[y[known] == 1].sum() > 0:
-            found.append(f1_score(y[known] == 1, chosen[known], sample_weight=share, zero_division=0))
-    return float(np.mean(found)) if found else 0.0
+
+def _f1(
+    average: str, prediction: LabelProbabilities, labels: np.ndarray, weights: np.ndarray | None
+) -> float:
+    each = np.ones(len(labels)) if weights is None else weights
+    return float(f1_resampler(average)(prediction, labels)(each[None])[0])
 
 
 def f1_resampler(average: str) -> Callable[[LabelProbabilities, np.ndarray], Resampler]:
