@@ -21,7 +21,7 @@ _CAPTIONS = {
     "metrics": (
         "Every model",
         "Large marks are means over seeds, small dots the seeds; a hollow mark is the model of that colour "
-        "after temperature scaling.",
+        "after {scaling} scaling.",
     ),
     "reliability": (
         "Reliability",
@@ -142,7 +142,8 @@ def _caption(stem: str, task: Task) -> tuple[str, str]:
         text = f"Left and {side} is better. The whole batch is timed, on the machine named below."
         return f"Latency against {first.label}", text
     if not stem.startswith(_SEARCH):
-        return _CAPTIONS[stem]
+        title, text = _CAPTIONS[stem]
+        return title, text.replace("{scaling}", MEASURES[task].scaling)
     return (
         f"The search for {stem.removeprefix(_SEARCH)}",
         "First seed. What the best student of each size keeps on the validation rows, with 95 % intervals; "
