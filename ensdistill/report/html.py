@@ -42,15 +42,11 @@ _CAPTIONS = {
     ),
     "predictions": (
         "Predicted and true",
-        "Test rows of the first seed, a sample of them where there are many; each number in its standard "
-        "deviations, where there are several. The dashed line is a perfect prediction. Right the student's "
-        "errors, and, shaded, half its intervals of 90 % to either side, the mean of rows with about that "
-        "prediction.",
-    ),
-    "intervals": (
-        "Intervals",
-        "The share of labels within the central intervals of each probability, of Gaussians with the model's "
-        "mean and variance; all seeds together. Below the dashed line the intervals are too narrow.",
+        "Left test rows of the first seed, a sample where there are many; each number in its standard "
+        "deviations, where there are several. Beside them the student's errors; the band is its interval of "
+        "90 %, the mean of rows with about that prediction. Right, of models with a variance, the share of "
+        "labels within the central Gaussian interval of each probability, the mean over seeds: below the "
+        "dashed line the intervals are too narrow.",
     ),
     "learning_curves": (
         "Learning curves",
