@@ -108,7 +108,7 @@ def resampled(
         for start in range(0, len(targets), step := max(1, _CELLS // n)):
             part = targets[start : start + step]
             drawn = rng.integers(n, size=(len(part), n)) + n * np.arange(len(part))[:, None]
-            counts = np.bincount(drawn.ravel(), minlength=n * len(part)).reshape(len(part), n)
+            counts = np.bincount(drawn.ravel(), minlength=n * len(part)).reshape(len(part), n).astype(float)
             found = statistic(counts * weights[index] if len(weights) else counts)
             if sums is None:
                 sums = np.zeros((resamples, found.shape[1]))

@@ -31,7 +31,7 @@ Drawing = Callable[[RunResults, dict[str, Any]], "Figure | None"]
 _OWN: dict[Task, dict[str, Drawing]] = {
     "classification": {"reliability": reliability},
     "multilabel": {"label_reliability": reliability, "labels": label_figures.draw},
-    "regression": {"predictions": number_figures.predictions, "intervals": number_figures.intervals},
+    "regression": {"predictions": number_figures.draw},
 }
 
 

@@ -21,7 +21,7 @@ _CAPTIONS = {
     "metrics": (
         "Every model",
         "Large marks are means over seeds, small dots the seeds; a hollow mark is the model of that colour "
-        "after temperature scaling.",
+        "after {scaling} scaling.",
     ),
     "reliability": (
         "Reliability",
@@ -42,15 +42,11 @@ _CAPTIONS = {
     ),
     "predictions": (
         "Predicted and true",
-        "Test rows of the first seed, a sample of them where there are many; each number in its standard "
-        "deviations, where there are several. The dashed line is a perfect prediction. Right the student's "
-        "errors, and, shaded, half its intervals of 90 % to either side, the mean of rows with about that "
-        "prediction.",
-    ),
-    "intervals": (
-        "Intervals",
-        "The share of labels within the central intervals of each probability, of Gaussians with the model's "
-        "mean and variance; all seeds together. Below the dashed line the intervals are too narrow.",
+        "Left test rows of the first seed, a sample where there are many; each number in its standard "
+        "deviations, where there are several. Beside them the student's errors; the band is its interval of "
+        "90 %, the mean of rows with about that prediction. Right, of models with a variance, the share of "
+        "labels within the central Gaussian interval of each probability, the mean over seeds: below the "
+        "dashed line the intervals are too narrow.",
     ),
     "learning_curves": (
         "Learning curves",
@@ -142,7 +138,8 @@ def _caption(stem: str, task: Task) -> tuple[str, str]:
         text = f"Left and {side} is better. The whole batch is timed, on the machine named below."
         return f"Latency against {first.label}", text
     if not stem.startswith(_SEARCH):
-        return _CAPTIONS[stem]
+        title, text = _CAPTIONS[stem]
+        return title, text.replace("{scaling}", MEASURES[task].scaling)
     return (
         f"The search for {stem.removeprefix(_SEARCH)}",
         "First seed. What the best student of each size keeps on the validation rows, with 95 % intervals; "

@@ -1,8 +1,8 @@
 """How good the probabilities of C independent labels are: average precision, cross entropy, F1, ranking and
 calibration. Unknown labels (-1) are left out.
 
-scikit-learn computes average precision, F1 and the ranking's precision. The resamplers compute the same
-values for many sets of row weights at once, as a bootstrap needs them.
+scikit-learn computes average precision. The resamplers compute mAP and F1 for many sets of row weights at
+once, as a bootstrap needs them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.sparse import csr_matrix
+from scipy.stats import rankdata
 
 from ensdistill.data.tasks import UNKNOWN
 from ensdistill.report.metrics import BINS, PROBABILITY_FLOOR, Reliability, binned, mean_of
@@ -200,11 +201,11 @@ def map_resampler(prediction: LabelProbabilities, labels: np.ndarray) -> Resampl
         at = np.searchsorted(steps, -p[rows])  # the first step that includes the row
         used = at < len(steps)
         row_of = np.r_[at[used], len(steps) + at[positive]]
-        entries = (np.ones(len(row_of)), (row_of, np.r_[rows[used], rows[positive]]))
+        entries = (np.ones(len(row_of), np.float32), (row_of, np.r_[rows[used], rows[positive]]))
         sums.append(csr_matrix(entries, shape=(2 * len(steps), len(labels))))
 
     def values(weights: np.ndarray) -> np.ndarray:
-        columns = np.ascontiguousarray(weights.T, np.float64)
+        columns = np.ascontiguousarray(weights.T, np.float32)  # counts are exact in it, at half the traffic
         total, count = np.zeros(columns.shape[1]), np.zeros(columns.shape[1])
         for matrix in sums:
             found = matrix @ columns
@@ -213,7 +214,8 @@ def map_resampler(prediction: LabelProbabilities, labels: np.ndarray) -> Resampl
             right, everything = gained.cumsum(0), found[:steps].cumsum(0)
             precision = np.divide(right, everything, out=np.zeros_like(right), where=everything > 0)
             occurs = right[-1] > 0
-            total += np.where(occurs, (gained * precision).sum(0) / np.where(occurs, right[-1], 1.0), 0.0)
+            precision *= gained
+            total += np.where(occurs, precision.sum(0, dtype=np.float64) / np.maximum(right[-1], 1e-30), 0.0)
             count += occurs
         mean: np.ndarray = total / np.maximum(count, 1)
         return mean
@@ -230,26 +232,19 @@ def micro_f1(prediction: LabelProbabilities, labels: np.ndarray, weights: np.nda
     >>> micro_f1(p, np.array([[1, 1], [1, -1]], np.int8))
     0.8
     """
-    from sklearn.metrics import f1_score
-
-    check(prediction, labels)
-    known = labels != UNKNOWN
-    share = None if weights is None else np.broadcast_to(weights[:, None], known.shape)[known]
-    chosen = prediction.predicted[known]
-    return float(f1_score(labels[known] == 1, chosen, sample_weight=share, zero_division=0))
+    return _f1("micro", prediction, labels, weights)
 
 
 def macro_f1(prediction: LabelProbabilities, labels: np.ndarray, weights: np.ndarray | None = None) -> float:
     """The mean F1 of the labels that have a positive row, at the prediction's thresholds."""
-    from sklearn.metrics import f1_score
+    return _f1("macro", prediction, labels, weights)
 
-    check(prediction, labels)
-    found = []
-    for known, y, chosen in _columns(labels, prediction.predicted):
-        share = np.ones(known.sum()) if weights is None else weights[known]
-        if share[y[known] == 1].sum() > 0:
-            found.append(f1_score(y[known] == 1, chosen[known], sample_weight=share, zero_division=0))
-    return float(np.mean(found)) if found else 0.0
+
+def _f1(
+    average: str, prediction: LabelProbabilities, labels: np.ndarray, weights: np.ndarray | None
+) -> float:
+    each = np.ones(len(labels)) if weights is None else weights
+    return float(f1_resampler(average)(prediction, labels)(each[None])[0])
 
 
 def f1_resampler(average: str) -> Callable[[LabelProbabilities, np.ndarray], Resampler]:
@@ -277,13 +272,18 @@ def f1_resampler(average: str) -> Callable[[LabelProbabilities, np.ndarray], Res
 
 def lrap(prediction: LabelProbabilities, labels: np.ndarray, weights: np.ndarray | None = None) -> float:
     """Label ranking average precision: the mean over a row's positive labels of the share of positive ones
-    among the labels ranked at least as high; 1 for a row without any."""
-    from sklearn.metrics import label_ranking_average_precision_score
+    among the labels ranked at least as high; 1 for a row without any.
 
+    As scikit-learn's ``label_ranking_average_precision_score``, which takes half a millisecond for each row.
+    """
     check(prediction, labels)
-    # Ranked below all known labels, an unknown one changes no rank of theirs.
-    scores = np.where(labels == UNKNOWN, -1.0, prediction.values)
-    return float(label_ranking_average_precision_score(labels == 1, scores, sample_weight=weights))
+    positive = labels == 1
+    # Below all known labels, an unknown one changes no rank of theirs.
+    among_all = rankdata(np.where(labels == UNKNOWN, 1.0, -prediction.values), "max", axis=1)
+    among_positive = rankdata(np.where(positive, -prediction.values, 1.0), "max", axis=1)
+    count = positive.sum(1)
+    shares = np.where(positive, among_positive / among_all, 0.0).sum(1)
+    return mean_of(np.where(count > 0, shares / np.maximum(count, 1), 1.0), weights)
 
 
 def label_ece(prediction: LabelProbabilities, labels: np.ndarray, weights: np.ndarray | None = None) -> float:

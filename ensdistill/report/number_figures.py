@@ -19,34 +19,40 @@ BINS = 12  # of the shaded intervals
 LEVELS = np.linspace(0.05, 0.95, 19)
 
 
-def predictions(results: RunResults, report: dict[str, Any]) -> Figure:
-    """For each student a row: left predictions against labels of direct and student, right the student's
-    errors against its predictions, and the intervals' half width. First seed."""
-    students, labels = results.students, results.labels[0]
+def draw(results: RunResults, report: dict[str, Any]) -> Figure:
+    """For each student a row of panels: predictions against labels, the student's errors and intervals,
+    and the coverage of intervals where some model has a variance."""
+    with_variance = any(_has_variance(m) for s in results.students for _, m in _shown(results, s))
+    columns = 3 if with_variance else 2
+    figure, axes = panels(10.4, 3.7 * len(results.students), len(results.students), columns)
+    for row, student in zip(axes, results.students, strict=True):
+        _predictions(row[0], row[1], student, results.labels[0])
+        if with_variance:
+            _coverage(row[2], student, results)
+    return figure
+
+
+def _predictions(left: Any, right: Any, student: StudentResults, labels: np.ndarray) -> None:
+    """Of the first seed: predictions of direct and student, and the student's errors."""
     several = labels.shape[1] > 1
-    figure, axes = panels(10.4, 4.2 * len(students), len(students), 2)
     rows, numbers = np.divmod(_sample(labels.size), labels.shape[1])
     scale = deviations(labels) if several else np.ones(1)
     middle = labels.mean(0) if several else np.zeros(1)
     true = ((labels - middle) / scale)[rows, numbers]
-    for (left, right), student in zip(axes, students, strict=True):
-        for kind in ("direct", "student"):
-            mean = (student.models[kind].forecasts[0].mean - middle) / scale
-            found = mean[rows, numbers]
-            look = {"color": COLOURS[kind], "alpha": 0.35, "markersize": 4}
-            left.plot(true, found, ".", label=KIND_LABELS[kind], **look)
-        ends = [float(true.min()), float(true.max())]
-        left.plot(ends, ends, "--", color=INK, alpha=0.4, linewidth=1)
-        unit = ", standard deviations" if several else ""
-        left.set(title=f"{student.name}: predicted", xlabel=f"true{unit}", ylabel=f"predicted{unit}")
-        left.legend(loc="upper left", handletextpad=0.1, markerscale=2)
-        right.plot(found, true - found, ".", **look)
-        right.axhline(0, color=INK, linestyle="--", alpha=0.4, linewidth=1)
-        _shade(right, student, middle, scale)
-        right.set(
-            title=f"{student.name}: errors", xlabel=f"predicted{unit}", ylabel=f"true - predicted{unit}"
-        )
-    return figure
+    for kind in ("direct", "student"):
+        mean = (student.models[kind].forecasts[0].mean - middle) / scale
+        found = mean[rows, numbers]
+        look = {"color": COLOURS[kind], "alpha": 0.35, "markersize": 4}
+        left.plot(true, found, ".", label=KIND_LABELS[kind], **look)
+    ends = [float(true.min()), float(true.max())]
+    left.plot(ends, ends, "--", color=INK, alpha=0.4, linewidth=1)
+    unit = ", standard deviations" if several else ""
+    left.set(title=f"{student.name}: predicted", xlabel=f"true{unit}", ylabel=f"predicted{unit}")
+    left.legend(loc="upper left", handletextpad=0.1, markerscale=2)
+    right.plot(found, true - found, ".", **look)
+    right.axhline(0, color=INK, linestyle="--", alpha=0.4, linewidth=1)
+    _shade(right, student, middle, scale)
+    right.set(title=f"{student.name}: errors", xlabel=f"predicted{unit}", ylabel="true - predicted")
 
 
 def _sample(count: int) -> np.ndarray:
@@ -69,29 +75,21 @@ def _shade(axis: Any, student: StudentResults, middle: np.ndarray, scale: np.nda
     axis.fill_between(x, -y, y, color=COLOURS["student"], alpha=0.18, linewidth=0)
 
 
-def intervals(results: RunResults, report: dict[str, Any]) -> Figure | None:
-    """Coverage against level of central Gaussian intervals, one panel for each student; None where no model
-    has a variance."""
-    students = [s for s in results.students if any(_has_variance(m) for _, m in _shown(results, s))]
-    if not students:
-        return None
-    figure, axes = panels(5.0 * len(students) + 0.2, 4.8, 1, len(students), sharey=True)
-    for axis, student in zip(axes[0], students, strict=True):
-        axis.plot([0, 1], [0, 1], "--", color=INK, alpha=0.4, linewidth=1)
-        for kind, model in _shown(results, student):
-            if not _has_variance(model):
-                continue
-            curves = [
-                coverage_curve(forecasts, labels, LEVELS, results.weights_of(s))
-                for s, (forecasts, labels) in enumerate(zip(model.forecasts, results.labels, strict=True))
-            ]
-            covered = np.mean(curves, axis=0)
-            axis.plot(LEVELS, covered, ".-", color=COLOURS[kind], label=KIND_LABELS[kind], alpha=0.85)
-        axis.set_title(student.name)
-        axis.set(xlim=(0, 1.04), ylim=(0, 1.04), xlabel="probability of the interval", aspect="equal")
-        axis.legend(loc="upper left")
-    axes[0, 0].set_ylabel("share of labels within")
-    return figure
+def _coverage(axis: Any, student: StudentResults, results: RunResults) -> None:
+    """Coverage against the level of central Gaussian intervals, of the models that have a variance."""
+    axis.plot([0, 1], [0, 1], "--", color=INK, alpha=0.4, linewidth=1)
+    for kind, model in _shown(results, student):
+        if not _has_variance(model):
+            continue
+        curves = [
+            coverage_curve(forecasts, labels, LEVELS, results.weights_of(s))
+            for s, (forecasts, labels) in enumerate(zip(model.forecasts, results.labels, strict=True))
+        ]
+        covered = np.mean(curves, axis=0)
+        axis.plot(LEVELS, covered, ".-", color=COLOURS[kind], label=KIND_LABELS[kind], alpha=0.85)
+    axis.set(xlim=(0, 1.04), ylim=(0, 1.04), xlabel="probability of the interval", aspect="equal")
+    axis.set(title=f"{student.name}: intervals", ylabel="share of labels within")
+    axis.legend(loc="upper left")
 
 
 def _shown(results: RunResults, student: StudentResults) -> list[tuple[str, ModelResult]]:

@@ -345,10 +345,10 @@ class RunResults:
                 raise ValueError(f"models: student {student.name!r} needs {', '.join(sorted(missing))}, too")
         for where, model in self._models():
             what = f"{measures.predictions} of {where}"
+            self._check_seeds(what, model.forecasts if self.task == "regression" else model.probabilities)
             if self.task == "multilabel" and len(model.thresholds):
                 self._check_seeds(f"thresholds of {where}", model.thresholds)
             predictions = model.predictions(self.task)
-            self._check_seeds(what, predictions)
             for seed, prediction, labels in zip(self.seeds, predictions, self.labels, strict=True):
                 measures.check(prediction, labels, f"{what}, seed {seed}")
                 found = (prediction if self.task == "classification" else labels).shape[1]

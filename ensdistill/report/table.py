@@ -14,7 +14,7 @@ from ensdistill.common.tasks import Task
 from ensdistill.report.frontier import lines
 from ensdistill.report.measures import MEASURES, METRICS, Each, Measures
 from ensdistill.report.results import SCALED, SHARED_KINDS, STUDENT_KINDS
-from ensdistill.report.verdict import METRIC_LABELS, OUTCOMES, headline, kept_share, kind_labels
+from ensdistill.report.verdict import METRIC_LABELS, OUTCOMES, deciding, headline, kept_share, kind_labels
 
 SCHEMA_VERSION = 3  # of report.json (see docs/report.md)
 _LOOKS = {
@@ -115,7 +115,8 @@ def by_outcome(report: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 def footnotes(report: dict[str, Any]) -> list[str]:
     """How to read the numbers, and whatever about them would otherwise go unsaid."""
     data, level, several = report["dataset"], report["bootstrap"], len(report["seeds"]) > 1
-    measures = MEASURES[report["task"]]
+    measures, blocks = MEASURES[report["task"]], report["students"].values()
+    decided = [m.name for m in measures.deciding if any(m.name in deciding(block) for block in blocks)]
     seeds = ", ".join(map(str, report["seeds"]))
     lines = [
         f"{data['name']}: {data['labelled']} labelled rows, {data['pool']} in the pool, {data['transfer']} "
@@ -132,7 +133,7 @@ def footnotes(report: dict[str, Any]) -> list[str]:
         "the ensemble's gain is not beyond its own interval. The strongest alternative has the best mean on "
         "the test rows among the "
         "direct models, the models distilled from the best member, and the best member. The headline goes "
-        f"by it, {' and '.join(f'in {metric.label}' for metric in measures.deciding)}. "
+        f"by it, {' and '.join(f'in {METRIC_LABELS[name]}' for name in decided)}. "
         f"{measures.about}",
         report.get("baselines") or _baselines(measures),
     ]

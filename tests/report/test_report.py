@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from report_cases import HELPED, labels_of, model, predict, run_results
+from report_task_cases import label_results, number_results
 from sklearn.metrics import accuracy_score, log_loss
 
 from ensdistill.common.tasks import Task
@@ -113,6 +115,23 @@ def test_json_fits_the_schema(levels: dict[str, float]) -> None:
         assert name in schema, f"{path} is not documented"
         allowed = set(re.findall(r"int|float|str|bool|null", schema[name])) or types
         assert types <= allowed, f"{path}: {types}, documented as {schema[name]}"
+
+
+@pytest.mark.parametrize("make", [label_results, number_results])
+def test_json_of_other_tasks_fits_the_schema(make: Callable[..., RunResults]) -> None:
+    results = make(seeds=(0,))
+    masks = [np.arange(len(y)) < 40 for y in results.labels]
+    copies = [Copies(mask, 40, 0, 0, 0, 0, 0) for mask in masks]
+    report = judge(replace(results, copies=copies), resamples=2000)
+    found = leaves(json.loads(json.dumps(report, allow_nan=False)))
+    schema = documented(results.task)
+    absent = {path for path in schema if path not in found}
+    tempered = results.task == "multilabel"
+    assert absent == set() if tempered else {path.split(".")[2] for path in absent} == {"temperature"}
+    assert set(found) - set(schema) == set()
+    for path, types in found.items():
+        allowed = set(re.findall(r"int|float|str|bool|null", schema[path])) or types
+        assert types <= allowed, f"{path}: {types}, documented as {schema[path]}"
 
 
 def test_keys_that_are_promised(report: dict[str, Any]) -> None:
