@@ -50,8 +50,8 @@ class Report:
     @property
     def retained_gain(self) -> dict[str, Any]:
         """By metric (such as ``accuracy``, ``nll``, ``brier``) the share of the ensemble's gain over direct
-        training that the student kept: ``mean``, ``ci95`` (None where the ensemble's gain is not beyond its interval)
-        and ``meaningful``."""
+        training that the student kept: ``mean``, ``ci95`` (None where the ensemble's gain is not beyond its
+        interval) and ``meaningful``."""
         return dict(self.figures["retained_gain"])
 
     def __str__(self) -> str:
