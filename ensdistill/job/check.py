@@ -180,13 +180,13 @@ def _check_transfer(run: RunFolder, split: Split) -> None:
 def _check_folds(config: Config, seed: int) -> None:
     split = config.split(seed)
     if split.task != "classification":
-        rows = len(split.labelled)
+        labelled = len(split.labelled)
         for name, folds in (
             ("teachers.folds", config.teachers.folds),
             ("distill.folds", config.distill.folds),
         ):
-            if folds > rows:
-                raise ValueError(f"{name}: expected at most {rows}, the labelled rows; got {folds}")
+            if folds > labelled:
+                raise ValueError(f"{name}: expected at most {labelled}, the labelled rows; got {folds}")
         _try_folds(config, split, seed)
         return
     counts = np.bincount(split.labelled.labels, minlength=len(split.classes))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,7 @@ def of_ensemble(ensemble: Any, samples: Any, held_out: HeldOut) -> tuple[list[Pr
 def _of_regressors(ensemble: Any, samples: Any) -> tuple[list[Prediction], Prediction]:
     own = []
     for member in ensemble.members:
-        values = over_parts(samples, lambda batch, one=member: predicted(one, batch, ensemble.classes))
+        values = over_parts(samples, partial(predicted, member, names=ensemble.classes))
         variance = None if np.isnan(values[:, 1]).any() else values[:, 1]
         own.append(Prediction(Forecasts(values[:, 0], variance)))
     chosen = ensemble.weighted()

@@ -48,7 +48,7 @@ def calibration_rows(run: RunFolder, seed: int, ensemble: Any) -> tuple[Any, Any
         )
         inputs = rows.inputs[chosen]
         if task == "regression":
-            return inputs, asked.weighted().predict_distribution(inputs)
+            return inputs, cast(Any, asked).weighted().predict_distribution(inputs)
         return inputs, asked.predict_proba(inputs)
     logits = cache.gather_logits(rows.uids[chosen])
     if task == "multilabel":

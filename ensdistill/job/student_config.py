@@ -246,8 +246,8 @@ class StudentConfig(SearchedStudent):
     def trained_apart(self) -> dict[str, Any]:
         """The settings that only this student's own trainer has, so that its folds are not trained side by
         side; empty where there are none."""
-        known = {"weights": self.weights and str(self.weights), "compile": self.compile}
-        known |= {"recompute": self.recompute_modules}
+        known: dict[str, Any] = {"weights": self.weights and str(self.weights), "compile": self.compile}
+        known["recompute"] = self.recompute_modules
         return {name: value for name, value in known.items() if value}
 
     @property

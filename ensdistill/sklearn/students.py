@@ -62,7 +62,8 @@ class Lesson:
         [M, D] in the data's units."""
         uids = self.rows.uids[chosen]
         if self.split.task == "regression":
-            mean, variance = (one.double().numpy() for one in self.cache.gather(uids).mixture())
+            stored = cast(Any, self.cache.gather(uids))
+            mean, variance = (one.double().numpy() for one in stored.mixture())
             location, scale = np.asarray(self.cache.location), np.asarray(self.cache.scale)
             return Moments(location + scale * mean, np.square(scale) * variance)
         logits, combiner = self.cache.gather_logits(uids), cast(Combiner, self.cache.combiner)

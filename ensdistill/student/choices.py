@@ -107,7 +107,7 @@ class Choices:
         if isinstance(outputs, Moments):
             mean, variance = outputs if outputs.variance is not None else scaling.moments(outputs)
             least = 1e-12 * np.maximum(self.labels.var(0), 1e-300)
-            return gaussian_nll(mean, np.maximum(variance, least), self.labels)
+            return gaussian_nll(mean, np.maximum(np.asarray(variance), least), self.labels)
         rows = fitted_rows(self.task, np.asarray(outputs)[None], self.labels)
         return negative_log_likelihood(log_mixture(rows.logits, np.ones(1)), rows.labels)
 

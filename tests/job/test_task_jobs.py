@@ -96,33 +96,45 @@ def settings(folder: Path, task: str, **more: Any) -> Path:
     return file
 
 
+def finished(folder: Path, task: str) -> Path:
+    """The folder of a finished run of a task; its students are a network and a forest."""
+    write_table(folder)
+    name = "RandomForestClassifier" if task == "multilabel" else "ExtraTreesRegressor"
+    estimator = {"class_path": f"sklearn.ensemble.{name}", "init_args": {"n_estimators": 10}}
+    trees = {"estimator": estimator, "epochs": 2, "validation": 0.2}
+    succeed("run", settings(folder, task, distill__students__trees=trees))
+    return folder / "runs" / "tiny"
+
+
 @pytest.fixture(scope="module")
-def jobs(tmp_path_factory):
-    """The folder of a finished run of each task, by the task; to be read only."""
-    found = {}
-    for task in TARGETS:
-        folder = tmp_path_factory.mktemp(task)
-        write_table(folder)
-        succeed("run", settings(folder, task))
-        found[task] = folder / "runs" / "tiny"
-    return found
+def labels(tmp_path_factory):
+    """A finished run on several labels; to be read only."""
+    return finished(tmp_path_factory.mktemp("multilabel"), "multilabel")
 
 
-def test_a_run_of_several_labels_has_a_report_with_its_metrics(jobs):
-    report = json.loads((jobs["multilabel"] / "report.json").read_text())
+@pytest.fixture(scope="module")
+def numbers(tmp_path_factory):
+    """A finished run on numbers; to be read only."""
+    return finished(tmp_path_factory.mktemp("regression"), "regression")
+
+
+@pytest.mark.slow
+def test_a_run_of_several_labels_has_a_report_with_its_metrics(labels):
+    report = json.loads((labels / "report.json").read_text())
     assert report["task"] == "multilabel"
     models = report["students"]["small"]["models"] | report["models"]
     for name in ("student", "direct", "ensemble", "best_member", "student_temperature_scaled"):
         assert 0.5 < models[name]["map"]["mean"] <= 1
         assert models[name]["bce"]["mean"] < 0.7
-    ensemble = Ensemble.load(jobs["multilabel"] / "seed-0" / "teachers" / "ensemble")
+    ensemble = Ensemble.load(labels / "seed-0" / "teachers" / "ensemble")
     assert (ensemble.task, ensemble.classes) == ("multilabel", ("red", "green", "blue"))
-    cache = TargetCache.open(jobs["multilabel"] / "seed-0" / "cache" / "targets")
+    cache = TargetCache.open(labels / "seed-0" / "cache" / "targets")
     assert cache.task == "multilabel"
 
 
-def test_a_run_of_numbers_has_a_report_in_the_data_s_units(jobs):
-    folder = jobs["regression"]
+@pytest.mark.slow
+def test_a_run_of_numbers_has_a_report_in_the_data_s_units(numbers):
+    folder = numbers
     report = json.loads((folder / "report.json").read_text())
     assert report["task"] == "regression"
     models = report["students"]["small"]["models"] | report["models"]

@@ -157,8 +157,8 @@ class Direct:
                 share = float(np.clip(column.mean(), LEAST, 1 - LEAST)) if len(column) else 0.5
                 members.append(constant_member(share, made.features(rows.inputs), own))
                 continue
-            weights = None if rows.weights is None else rows.weights[known]
-            data = TrainingRows(subset(samples, known), column, ("no", "yes"), weights)
+            chosen = None if rows.weights is None else rows.weights[known]
+            data = TrainingRows(subset(samples, known), column, ("no", "yes"), chosen)
             recipe = SklearnMembers(made.estimator, name=own.replace("/", " "), preprocess=None)
             ((_, member),) = recipe.fit(data, recipe.jobs(column, seed))
             members.append(member)
