@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from job_helpers import OPTIMIZATION, run, succeed
+from job_helpers import OPTIMIZATION, fingerprints, flat, run, succeed
 from safetensors.numpy import load_file
 
+from ensdistill import load_student
 from ensdistill.cache import TargetCache
 from ensdistill.teachers import Ensemble
 
@@ -149,6 +151,76 @@ def test_a_run_of_numbers_has_a_report_in_the_data_s_units(numbers):
     record = json.loads((folder / "seed-0" / "teachers" / "stage.json").read_text())
     best = min(record["held_out_rmse"], key=record["held_out_rmse"].get)
     assert record["best_member"] == best
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("student", ["small", "trees"])
+def test_students_of_several_labels_answer_new_rows_and_are_exported(labels, tmp_path, student):
+    new, out = labels.parents[1] / "table.csv", tmp_path / "out.csv"
+    succeed("predict", labels, new, "-o", out, "--student", student)
+    answers = pd.read_csv(out, keep_default_na=False)
+    names = TARGETS["multilabel"]
+    assert list(answers) == ["labels", *(f"p_{name}" for name in names), "entropy"]
+    p = answers[[f"p_{name}" for name in names]].to_numpy()
+    expected = [",".join(np.array(names)[row]) for row in p >= 0.5]
+    assert list(answers["labels"]) == expected
+    assert len(set(expected)) > 2
+    truth = pd.read_csv(new)[names].to_numpy()
+    assert ((p > 0.5) == truth)[~np.isnan(truth)].mean() > 0.75
+    folder = tmp_path / "exported"
+    succeed("export", labels, "--to", "safetensors", "--student", student, "--calibrated", "-o", folder)
+    loaded = load_student(folder)
+    assert (loaded.task, loaded.classes) == ("multilabel", tuple(names))
+    # The thresholds are those of rows that the student has learned no label of.
+    assert loaded.thresholds is not None
+    assert "mAP" in (folder / "README.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("student", ["small", "trees"])
+def test_students_of_numbers_answer_new_rows_and_are_exported(numbers, tmp_path, student):
+    new, out = numbers.parents[1] / "table.csv", tmp_path / "out.csv"
+    succeed("predict", numbers, new, "-o", out, "--student", student)
+    answers, truth = pd.read_csv(out), pd.read_csv(new)
+    for name in TARGETS["regression"]:  # each in its own unit
+        error = answers[name] - truth[name]
+        assert np.sqrt(np.mean(error**2)) < 0.8 * truth[name].std()
+    folder = tmp_path / "exported"
+    succeed("export", numbers, "--to", "safetensors", "--student", student, "--calibrated", "-o", folder)
+    loaded = load_student(folder)
+    assert (loaded.task, loaded.classes) == ("regression", ("price", "size"))
+    mean, variance = loaded.predict_distribution(truth[["x1", "x2", "x3", "kind"]])
+    np.testing.assert_allclose(mean, answers[["price", "size"]], rtol=1e-4)
+    assert (variance > 0).all()
+    assert "RMSE" in (folder / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_what_a_change_makes_out_of_date_is_redone(numbers, tmp_path):
+    copied = tmp_path / "runs" / "tiny"
+    shutil.copytree(numbers, copied)
+    table = write_table(tmp_path)
+    job = numbers.parents[1] / "regression.yaml"
+    trees = json.loads(job.read_text())["distill"]["students"]["trees"]
+    own = {"distill__students__trees": trees}
+    before = fingerprints(copied)
+    (copied / "seed-0" / "distill" / "trees" / "stage.json").unlink()  # killed in that stage
+    succeed("run", settings(tmp_path, "regression", **own))
+    assert fingerprints(copied) == before
+    # A variance of its own is another student, from the same targets.
+    succeed("run", settings(tmp_path, "regression", **own, distill__students__small__variance=True))
+    after = fingerprints(copied)
+    changed = {name for name in before if after[name] != before[name]}
+    assert changed == {"seed-0/direct/small", "seed-0/distill/small"}
+    report = json.loads((copied / "report.json").read_text())
+    assert report["students"]["small"]["models"]["student"]["nll"]["mean"] < 10
+    # Another price of a row of which all parts learn.
+    frame = pd.read_csv(table)
+    frame["price"] += 1
+    frame.to_csv(table, index=False)
+    status, _, err = run("export", copied, "--to", "safetensors")
+    assert status == 1
+    assert "the data or the settings have changed" in flat(err)
 
 
 def look_at(folder, *words):
