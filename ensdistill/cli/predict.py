@@ -28,8 +28,9 @@ def parser() -> Parser:
     found = Parser(
         prog="ensdistill predict",
         description="Writes a student's answer for each row of NEW: its label, the probability of each class "
-        "(p_CLASS), and the entropy of these in nats, the student's own uncertainty. Rows are read and "
-        "written piece by piece, so there may be any number of them.",
+        "(p_CLASS), and the entropy of these in nats, the student's own uncertainty. Of several labels it "
+        "writes those that are present, and of numbers each by its name, with NAME_deviation where the "
+        "student has one. Rows are read and written piece by piece, so there may be any number of them.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 from ensdistill.cache import TargetCache
 from ensdistill.common.random import random_generator
+from ensdistill.job.config import Config
 from ensdistill.job.prepared import prepare_student
 from ensdistill.job.run_folder import RunFolder, Unit
 from ensdistill.student.choices import HELD_OUT
@@ -29,13 +30,24 @@ def run_preflight(run: RunFolder) -> Preflight:
     Raises
     ------
     ValueError
-        No seed has a finished cache, or a member has no held-out predictions.
+        No seed has a finished cache, a member has no held-out predictions, or the task is another than
+        classification.
     """
+    check_forecast(run.config)
     seeds = [s for s in range(run.config.seeds) if run.is_finished(Unit("cache", s))]
     if not seeds:
         raise ValueError(f"run: {run.path} has no finished cache; `ensdistill cache build` makes it")
     held_out = [_held_out(run, seed) for seed in seeds]
     return preflight(held_out, _spreads(run, seeds), _counts(run, seeds[0]), _sizes(run, seeds[0], held_out))
+
+
+def check_forecast(config: Config) -> None:
+    """ValueError where the task is none for which a forecast was learned."""
+    if (task := config.split(0).task) != "classification":
+        raise ValueError(
+            f"data: expected the task classification, of which the forecast was learned; got {task}, whose "
+            "gains the report of `ensdistill run` has"
+        )
 
 
 def _counts(run: RunFolder, seed: int) -> dict[str, int]:

@@ -18,7 +18,7 @@ from ensdistill.data.samples import form as samples_form
 from ensdistill.loss.settings import LossSettings
 from ensdistill.sklearn import storage
 from ensdistill.sklearn.fitting import fit, settings_of
-from ensdistill.sklearn.inputs import check_fit, kept_on_error, split_of
+from ensdistill.sklearn.inputs import check_fit, kept_on_error, shape_of, split_of
 from ensdistill.sklearn.teachers import takes_gaps
 from ensdistill.student.serving import Student
 from ensdistill.teachers.base import BaseEnsemble
@@ -109,7 +109,7 @@ class Distilled(BaseEstimator):
         if reason and self.validation_fraction is not None:
             warnings.warn(f"validation_fraction: there is no report, because {reason}", stacklevel=4)
         fitted = fit(settings, split, seed, not reason, self._done)
-        self._form, self._is_flat = form, data.labels.ndim == 1 or np.ndim(y) < 2
+        self._form, self._is_flat = form, data.labels.ndim == 1 or len(shape_of(y)) < 2
         self._set_outputs(data.values, data.labels)
         self.ensemble_, self.report_, self.search_ = fitted.ensemble, fitted.report, fitted.search
         self.student_ = Student(

@@ -86,7 +86,13 @@ def kept_on_error(estimator: Any) -> Iterator[None]:
 
 
 def check_fit(
-    estimator: Any, X: Any, y: Any, X_unlabeled: Any, sample_weight: Any, allow_nan: bool, numbers: bool
+    estimator: Any,
+    X: Any,
+    y: Any,
+    X_unlabeled: Any,
+    sample_weight: Any,
+    allow_nan: bool,
+    numbers: bool = False,
 ) -> tuple[Data, Form]:
     """The arguments of ``fit``, and the form that every later input has to have; ``numbers`` says whether y
     holds those of a regression.
@@ -282,9 +288,14 @@ def _labels(y: Any) -> tuple[np.ndarray, np.ndarray]:
     return found, labels
 
 
+def shape_of(y: Any) -> tuple[int, ...]:
+    """That of labels, which may be a list, a frame, or what an array can be made of."""
+    return tuple(getattr(y, "shape", None) or np.asarray(y).shape)
+
+
 def _several(y: Any) -> tuple[np.ndarray, np.ndarray] | None:
     """Names and labels, int8 [N, C], where y has several columns; None for one column of classes."""
-    shape = np.shape(y)
+    shape = shape_of(y)
     if len(shape) != 2 or shape[1] < 2:
         return None
     return _column_names(y, shape[1]), as_multilabels(y, argument="y")
@@ -292,7 +303,7 @@ def _several(y: Any) -> tuple[np.ndarray, np.ndarray] | None:
 
 def _numbers(y: Any) -> tuple[np.ndarray, np.ndarray]:
     """Names and numbers, float64 [N, D], of a regression."""
-    shape = np.shape(y)
+    shape = shape_of(y)
     names = _column_names(y, shape[1] if len(shape) == 2 else 1)
     if len(shape) < 2 or shape[1] == 1:
         y = column_or_1d(_plain(y), warn=True)

@@ -103,7 +103,7 @@ def finished(folder: Path, task: str) -> Path:
     write_table(folder)
     name = "RandomForestClassifier" if task == "multilabel" else "ExtraTreesRegressor"
     estimator = {"class_path": f"sklearn.ensemble.{name}", "init_args": {"n_estimators": 10}}
-    trees = {"estimator": estimator, "epochs": 2, "validation": 0.2}
+    trees = {"estimator": estimator}
     succeed("run", settings(folder, task, distill__students__trees=trees))
     return folder / "runs" / "tiny"
 

@@ -18,6 +18,7 @@ from ensdistill.data.tasks import known_rows
 from ensdistill.job.starting.labels import Labels
 
 LEAST = 6  # labelled rows of several labels or numbers
+MOST = 20  # different numbers, fractions among them, that may be classes
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,8 @@ def look_at_target(
         if len(targets) == 1 and frame[targets[0]].isna().all():
             return None
         guess = guess_task(frame)
-        # Whole numbers may be classes, which are judged by their rows; numbers are guessed for nothing else.
-        if guess.task == "classification" or (len(targets) == 1 and "fractions" not in guess.reason):
+        # Whole numbers, and a few others, may be classes: the error of a target of classes names both tasks.
+        if guess.task == "classification" or (len(targets) == 1 and not _many_fractions(frame[targets[0]])):
             return None
         task = guess.task
     if task == "classification":
@@ -115,3 +116,8 @@ def look_at_target(
         arguments,
         [("task", str(guess).removeprefix("task: "))] if guess is not None else [("task", task)],
     )
+
+
+def _many_fractions(column: Any) -> bool:
+    numbers = column.dropna().to_numpy(np.float64)
+    return len(np.unique(numbers)) > MOST and bool((numbers != np.floor(numbers)).any())
