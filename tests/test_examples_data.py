@@ -65,6 +65,19 @@ def test_packages_are_read_with_their_whole_description(tmp_path, apt):
     assert pd.read_csv(out).section.tolist() == ["net"]
 
 
+def test_tags_of_packages_are_several_labels(tmp_path, apt):
+    dump = DUMP.replace("Section: net\n", "Tag: role::program, works-with::{db, file}\nSection: net\n")
+    dump = dump.replace("about doors\n", "about doors\nTag: role::program,\n rare::one\n")
+    apt(dump)
+    out = tmp_path / "tags.csv"
+    make_packages.main(["--tags", "3", "--out", str(out)])
+    whole = Texts(out, "description", "tags", separator=",").whole
+    assert whole.rows.labels.shape == (2, 3)
+    assert len(whole.classes) == 3
+    assert "role::program" in whole.classes
+    assert len(pd.read_csv(out)) == 2
+
+
 def test_a_system_without_packages_is_named(apt, monkeypatch):
     apt("", 0)
     with pytest.raises(SystemExit, match="lists no packages; run apt-get update"):
