@@ -108,6 +108,7 @@ def test_texts_run(tmp_path):
     assert dataset(tmp_path, "text")["classes"] == 2
 
 
+@pytest.mark.slow
 def test_tags_of_texts_run(tmp_path):
     generator = np.random.default_rng(0)
     words = {"role::server": "daemon", "net::http": "web", "use::viewing": "viewer"}
@@ -123,6 +124,7 @@ def test_tags_of_texts_run(tmp_path):
     assert json.loads((folder / "student.json").read_text())["classes"] == sorted(words)
 
 
+@pytest.mark.slow
 def test_prices_run(tmp_path):
     generator = np.random.default_rng(0)
     carat, cut = generator.uniform(0.2, 2, 120), generator.choice(["Fair", "Good", "Ideal"], 120)
