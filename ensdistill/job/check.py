@@ -3,6 +3,9 @@ rows."""
 
 from __future__ import annotations
 
+import tempfile
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +33,8 @@ from ensdistill.student.module_patterns import chosen
 from ensdistill.student.preconditions import build_student
 from ensdistill.student.trees.direct import Direct
 from ensdistill.teachers.existing import ExistingMembers
+from ensdistill.teachers.members import Member, load_member
+from ensdistill.teachers.members.moments import predictions_of
 from ensdistill.teachers.prepared import Prepared, prepare_recipes
 from ensdistill.teachers.recipes import SklearnMembers, TorchMembers
 from ensdistill.teachers.stack.fitting import few_rows
@@ -112,12 +117,28 @@ def _check_estimator(name: str, student: StudentConfig, split: Split) -> None:
     try:
         recipe = SklearnMembers(student.estimator, name=name, preprocess=student.preprocess)
         (own,) = prepare_recipes([recipe], split.labelled.inputs, len(split.classes), 0)
-        own.check(split.labelled, split.classes)
         few = split.labelled.take(few_rows(split.labelled.labels))
+        direct = Direct(few, split.classes, student.preprocess)
+        if split.task == "classification":
+            own.check(split.labelled, split.classes)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of few rows; the training itself warns
+                _check_saved(direct.on_labels(student.estimator, few, 0), few, own.trusted)
         if split.task != "regression":  # numbers are not smoothed
-            Direct(few, split.classes, student.preprocess).on_smoothed_labels(student.estimator, few, 0)
+            direct.on_smoothed_labels(student.estimator, few, 0)
     except (ValueError, TypeError) as error:
         raise ValueError(f"distill.students.{name}.{error}") from error
+
+
+def _check_saved(member: Member, rows: Rows, trusted: Sequence[str]) -> None:
+    answers = predictions_of(member, rows.inputs)
+    with tempfile.TemporaryDirectory() as folder:
+        member.save(folder)
+        again = predictions_of(load_member(folder, trusted), rows.inputs)
+    unit = np.maximum(answers.std(0), 1e-300) if rows.task == "regression" else 1.0
+    if not np.allclose(again / unit, answers / unit, rtol=0, atol=1e-4):
+        raise ValueError("estimator: saved and loaded again, it answers otherwise")
 
 
 def _check_preprocess(run: RunFolder) -> None:

@@ -183,8 +183,9 @@ def test_students_of_numbers_answer_new_rows_and_are_exported(numbers, tmp_path,
     succeed("predict", numbers, new, "-o", out, "--student", student)
     answers, truth = pd.read_csv(out), pd.read_csv(new)
     for name in TARGETS["regression"]:  # each in its own unit
-        error = answers[name] - truth[name]
-        assert np.sqrt(np.mean(error**2)) < 0.8 * truth[name].std()
+        deviation = truth[name].std()
+        assert np.sqrt(np.mean((answers[name] - truth[name]) ** 2)) < deviation
+        assert 0.1 * deviation < answers[name].std() < deviation
     folder = tmp_path / "exported"
     succeed("export", numbers, "--to", "safetensors", "--student", student, "--calibrated", "-o", folder)
     loaded = load_student(folder)
