@@ -87,6 +87,16 @@ def test_top_k_lists_the_likeliest_labels_and_the_sum_of_the_others():
     assert kl[0, 0] == pytest.approx(binary_kl(logits, decoded)[0, 0], rel=1e-4)
 
 
+def test_labels_that_are_almost_certain_stay_uncertain():
+    logits = np.array([[[30.0, 29.0, 28.0, 27.0, -90.0]]], np.float32)
+    for k in (1, 3, 5):
+        decoded, fields, kl = of_labels(f"topk-{k}", logits, mixture_at=1.0)
+        assert (fields["log_probs"] < 0).all()
+        assert np.isfinite(decoded).all()
+        # The tail of two unlike labels costs much, and that of none little.
+        assert kl[0, 0] < (1e-6 if k == 5 else 10)
+
+
 @FEW
 @given(log_odds)
 def test_codes_are_within_half_a_step(seed):

@@ -15,6 +15,7 @@ from ensdistill.cache import (
     CacheError,
     CacheLossWarning,
     CacheMismatch,
+    Codec,
     TargetCache,
     add_member,
     cache_targets,
@@ -185,6 +186,18 @@ def test_a_mixture_made_from_a_cache_is_the_one_made_at_once(tmp_path):
             "error": source.manifest["statistics"]["error"],
             "variance": variances,
         }
+
+
+def test_a_mixture_of_exact_codes_is_compared_exactly(tmp_path, monkeypatch):
+    """Codes of one mean are exact; those of a mean and a deviation would not be."""
+    teachers, rows = measured(variances=False)
+    one = replace(teachers, mean=teachers.mean[..., :1], classes=("x",))
+    source = cache_targets(one, rows, tmp_path / "source", codec="uint8", **SMALL)
+    assert source.manifest["statistics"]["error"]["max"] == 0
+    made = convert(source, tmp_path / "made", codec="fp32", mixture_at=1.0)
+    assert made.manifest["variance"]
+    monkeypatch.delattr(Codec, "compare")  # of other bits
+    assert made.verify_against(one, rows, share=1.0) == 230
 
 
 def test_a_conversion_s_errors_add_up(tmp_path):

@@ -181,7 +181,7 @@ def test_a_draft_becomes_the_same_cache(tmp_path, task, caches):
 
     def draft():
         planned = plan_predictions(
-            teachers, rows, codec=codec_of(None, task), mixture_at=None, views=1, augment=None, lengths=None,
+            teachers, rows, codec=codec_of("uint8" if task == "multilabel" else "fp32"), mixture_at=None, views=1, augment=None, lengths=None,
             max_temperature=10.0, seed=0, shard_rows=64,
         )  # fmt: skip
         return Draft(tmp_path / "c", planned, batch_size=50)

@@ -10,6 +10,7 @@ from sklearn.linear_model import BayesianRidge, LinearRegression, LogisticRegres
 from sklearn.multiclass import OneVsRestClassifier
 from torch import nn
 
+from ensdistill.data import Rows
 from ensdistill.teachers import Ensemble, RegressionEnsemble
 from ensdistill.teachers.fitting.calibration import negative_log_likelihood
 from ensdistill.teachers.fitting.multilabel import fitted_rows
@@ -307,3 +308,11 @@ def test_regression_ensembles_are_saved(tmp_path):
         ValueError, match="task: ndarray is a member of the task classification; got regression"
     ):
         RegressionEnsemble.from_members(Ensemble.load(tmp_path / "c").members)
+
+
+def test_a_cache_has_the_task_of_its_ensemble(tmp_path):
+    from ensdistill.cache import cache_targets
+
+    rows = Rows(X, np.arange(80), np.zeros(80, np.int64))
+    for ensemble in (multilabel(np.zeros((1, 80, 3))), regression(np.zeros((1, 80, 3)))):
+        assert cache_targets(ensemble, rows, tmp_path / ensemble.task).task == ensemble.task
