@@ -56,13 +56,17 @@ SETTINGS = {
 }
 
 
+SLOW = {"regression", "means alone"}
+KINDS = [pytest.param(kind, marks=pytest.mark.slow if kind in SLOW else ()) for kind in SETTINGS]
+
+
 def outputs(student, samples):
     if student.task == "multilabel":
         return [student.predict_proba(samples), student.predict(samples)]
     return [part for part in student.predict_distribution(samples) if part is not None]
 
 
-@pytest.fixture(scope="module", params=SETTINGS)
+@pytest.fixture(scope="module", params=KINDS)
 def saved(request, tmp_path_factory):
     """A student, and the paths of its files in all formats."""
     folder = tmp_path_factory.mktemp("student")
@@ -134,6 +138,7 @@ def test_numbers_far_from_0_keep_their_digits():
     assert np.ptp(mean) > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_eight_bits_stay_near(kind):
     exported = to_onnx(student_of(kind, **SETTINGS[kind]), X, int8=True)
