@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ensdistill.cache import manifest as m
-from ensdistill.cache.codecs import Codec
+from ensdistill.cache.codecs import Codec, codec_of
 from ensdistill.cache.fingerprint import as_json, input_hashes, made_from
 from ensdistill.cache.plan import make_plan, with_standard
 from ensdistill.cache.standard import Standard
@@ -98,7 +98,7 @@ def plan_predictions(
     ensemble: Ensemble,
     rows: Rows,
     *,
-    codec: Codec,
+    codec: str | Codec | None,
     mixture_at: float | None,
     views: int,
     augment: Augmentation | None,
@@ -110,6 +110,8 @@ def plan_predictions(
     """The plan of a cache with these arguments of :func:`cache_targets`, which are checked."""
     if not len(rows):
         raise ValueError("rows: expected at least one; got none")
+    task = task_of(ensemble)
+    codec = codec_of(codec, task)  # a caller may have the codec of this name of another task
     order, uids = row_order(rows.uids)
     predict = predictor(ensemble, rows, augment)
     if augment is None and views > 1:
@@ -131,7 +133,7 @@ def plan_predictions(
         seed=seed,
         max_temperature=max_temperature,
         uids=uids,
-        task=task_of(ensemble),
+        task=task,
     )
     counts = _lengths(lengths, rows, order)
     # Lazy samples are hashed as they are read for the members: reading them all beforehand would double the

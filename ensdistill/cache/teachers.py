@@ -133,9 +133,9 @@ def _moments(ensemble: Any, inputs: Any, uids: np.ndarray) -> Moments:
         if wrong.any():
             k, n, d = np.argwhere(wrong)[0]
             raise BadRows(
-                f"{source}: expected finite means, and variances of at least 0; member {names[k]!r} gave the "
-                f"{kind} {part[k, n, d]:g} for uid {int(uids[n])}, number {d} ({int(wrong.sum())} such values "
-                "in this batch)",
+                f"{source}: expected finite means, and variances of at least 0; member {names[k]!r} gave "
+                f"the {kind} {part[k, n, d]:g} for uid {int(uids[n])}, number {d} ({int(wrong.sum())} such "
+                "values in this batch)",
                 uids[[n]],
             )
     return parts[0].astype(np.float64), None if variance is None else parts[1].astype(np.float64)

@@ -102,8 +102,8 @@ def cache_targets(
     max_temperature : float
         The largest temperature at which members' logits will be used. With ``uint8``, classes so far below
         their row's largest that they have no share at such temperatures are stored as masked (``-inf``), lest
-        they coarsen the others. If a row needed that, the loss refuses higher temperatures. See
-        ``ensdistill.cache.floors``.
+        they coarsen the others; log-odds that far from 0 are stored at that distance. If a row needed that,
+        the loss refuses higher temperatures. See ``ensdistill.cache.floors``.
     seed : int
         Of the augmentation and of the draws of ``counts-N``.
     batch_size : int
