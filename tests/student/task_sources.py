@@ -13,7 +13,7 @@ from ensdistill.models import MLP
 N, INPUTS, LABELS, NUMBERS = 120, 6, 4, 2
 X = np.random.default_rng(0).normal(size=(N, INPUTS)).astype(np.float32)
 UIDS = np.random.default_rng(1).permutation(1000)[:N]
-SHORT = Optimization(steps=70, batch_size=24, learning_rate=0.01)
+SHORT = Optimization(steps=40, batch_size=24, learning_rate=0.01)
 OF_LABELS, OF_NUMBERS = partial(MLP, INPUTS, [8], LABELS), partial(MLP, INPUTS, [8], NUMBERS)
 OF_MOMENTS = partial(MLP, INPUTS, [8], 2 * NUMBERS)
 

@@ -20,10 +20,11 @@ from ensdistill.student.serving import Student, load_student
 from ensdistill.student.serving.as_torch import to_torch
 from ensdistill.student.units import Units
 from ensdistill.teachers.members import Preprocessed, SklearnMember, TorchMember
-from tests.student.task_sources import INPUTS, LABELS, MEASURED, NUMBERS, TAGGED, X, Y
+from tests.student.task_sources import INPUTS, LABELS, NUMBERS, TAGGED, X, Y
 
 TAGS, SIZES = [f"tag {i}" for i in range(LABELS)], ["price", "weight"]
-UNITS = Units.of_labels(Y)
+SHIFT = np.array([1e9, 0.0])  # float32 has no digits left for the differences of such numbers
+UNITS = Units.of_labels(Y + SHIFT)
 
 
 def network(outputs):
@@ -56,13 +57,17 @@ SETTINGS = {
 }
 
 
+SLOW = {"regression", "means alone"}
+KINDS = [pytest.param(kind, marks=pytest.mark.slow if kind in SLOW else ()) for kind in SETTINGS]
+
+
 def outputs(student, samples):
     if student.task == "multilabel":
         return [student.predict_proba(samples), student.predict(samples)]
     return [part for part in student.predict_distribution(samples) if part is not None]
 
 
-@pytest.fixture(scope="module", params=SETTINGS)
+@pytest.fixture(scope="module", params=KINDS)
 def saved(request, tmp_path_factory):
     """A student, and the paths of its files in all formats."""
     folder = tmp_path_factory.mktemp("student")
@@ -86,7 +91,8 @@ def test_every_format_predicts_as_the_student(saved, file):
     assert len(found) == len(expected) == (1 if kind == "means alone" else 2)
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == other.dtype
-        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-5 * np.ptp(other))
+        spread = np.ptp(other, axis=0)
+        assert (np.abs(one - other) <= 1e-5 * np.where(spread > 0, spread, 1)).all()
     np.testing.assert_allclose(loaded.predict(X[:1]), student.predict(X[:1]), rtol=1e-6)
 
 
@@ -122,18 +128,7 @@ def test_numbers_are_in_the_datas_units_and_calibrated():
         student.predict_proba(X)
 
 
-def test_numbers_far_from_0_keep_their_digits():
-    units = Units(np.array([1e9]), np.array([1.0]))
-    member = TorchMember(units.restored(network(1)()), output="mean", task="regression")
-    student = Student(member, ["time"], ["time"], form(X))
-    exported = to_onnx(student, X)
-    assert exported.largest_difference < 1e-5
-    mean, variance = run_onnx(exported.model.SerializeToString(), X)
-    assert variance is None
-    np.testing.assert_allclose(mean, student.predict(X), rtol=0, atol=1e-5)
-    assert np.ptp(mean) > 0.1
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_eight_bits_stay_near(kind):
     exported = to_onnx(student_of(kind, **SETTINGS[kind]), X, int8=True)
@@ -142,22 +137,25 @@ def test_eight_bits_stay_near(kind):
     assert runner.task == ("multilabel" if kind == "multilabel" else "regression")
 
 
-def test_figures_are_those_of_the_task():
-    student = student_of("multilabel", **SETTINGS["multilabel"])
-    found = figures(to_onnx(student, X).model.SerializeToString(), X, TAGGED.labels, calls=1)
-    p, known = student.predict_proba(X).astype(float), TAGGED.labels >= 0
-    right = student.predict(X) == TAGGED.labels
-    nll = -np.log(np.where(TAGGED.labels == 1, p, 1 - p))[known].sum() / known.any(1).sum()
-    assert (found["accuracy"], found["nll"]) == pytest.approx((right[known].mean(), nll), rel=1e-4)
-    student = student_of("with variances")
-    found = figures(to_onnx(student, X).model.SerializeToString(), X, MEASURED.labels, calls=1)
+def test_figures_are_those_of_the_task(saved):
+    kind, student, folder = saved
+    labels = TAGGED.labels if kind == "multilabel" else Y + SHIFT
+    found = figures(folder / "student.onnx", X, labels, calls=1)
+    if kind == "multilabel":
+        p, known = student.predict_proba(X).astype(float), labels >= 0
+        right = student.predict(X) == labels
+        nll = -np.log(np.where(labels == 1, p, 1 - p))[known].sum() / known.any(1).sum()
+        assert (found["accuracy"], found["nll"]) == pytest.approx((right[known].mean(), nll), rel=1e-4)
+        return
     mean, variance = student.predict_distribution(X)
-    error = MEASURED.labels - mean
+    error = labels - mean
     assert found["rmse"] == pytest.approx(np.sqrt(np.square(error).mean()), rel=1e-5)
-    nll = 0.5 * (np.log(2 * np.pi * variance) + error**2 / variance).sum(1).mean()
-    assert found["nll"] == pytest.approx(nll, rel=1e-5)
+    if variance is not None:
+        nll = 0.5 * (np.log(2 * np.pi * variance) + error**2 / variance).sum(1).mean()
+        assert found["nll"] == pytest.approx(nll, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_columns_may_be_named_as_the_outputs():
     frame = pd.DataFrame(X.astype(float), columns=["mean", "variance", "label", "probabilities", "a", "b"])
     scaler = Transformer(StandardScaler().fit(frame))
@@ -166,7 +164,7 @@ def test_columns_may_be_named_as_the_outputs():
     exported = to_onnx(student, frame)
     mean, variance = run_onnx(exported.model.SerializeToString(), frame)
     expected = student.predict_distribution(frame)
-    np.testing.assert_allclose(mean, expected.mean, rtol=1e-5)
+    np.testing.assert_allclose(mean, expected.mean, rtol=0, atol=1e-4)
     np.testing.assert_allclose(variance, expected.variance, rtol=1e-5)
 
 

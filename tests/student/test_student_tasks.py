@@ -23,6 +23,7 @@ from ensdistill.loss.targets import EnsembleLogits, Moments
 from ensdistill.models import MLP
 from ensdistill.student import HardLabels, Validation, distill_many
 from ensdistill.student.methods import MomentTargets, SoftLabels
+from ensdistill.student.search import search_student
 from ensdistill.teachers.members import load_member
 from tests.student.task_sources import (
     FULLY,
@@ -252,6 +253,18 @@ def test_the_losses_are_0_at_equality():
     assert MomentTargets()(both + 0.1, targets, None, Alone()) > 1e-3
 
 
+def nearest_mean(outputs, targets, labels, batch):
+    assert labels.shape == (len(batch.uids), NUMBERS)
+    return (outputs - targets.mixture()[0]).square().mean()
+
+
+def test_a_method_from_outside_learns_numbers():
+    source = numbers_source(weights=np.array([0.5, 0.3, 0.2]))
+    own = StudentTrainer(SHORT, loss=nearest_mean).distill(OF_NUMBERS, MEASURED, source, seed=1)
+    ours = StudentTrainer(SHORT).distill(OF_NUMBERS, MEASURED, source, seed=1)
+    torch.testing.assert_close(weights_of(own), weights_of(ours), rtol=0, atol=2e-5)
+
+
 def test_an_unknown_label_is_an_absent_one():
     outputs = torch.randn(6, LABELS, requires_grad=True)
     labels = torch.tensor([[1, 0, -1, 1]] * 3 + [[0, -1, -1, -1]] * 3, dtype=torch.int8)
@@ -291,6 +304,7 @@ def test_units_of_the_targets_have_no_effect(factory):
     np.testing.assert_allclose(direct[1], shift + factor * direct[0], rtol=1e-4, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_a_student_learns_the_mixture_in_the_datas_units():
     source = numbers_source(variances=True)
     long = Optimization(steps=600, batch_size=60, learning_rate=0.02)
@@ -326,7 +340,7 @@ def test_weights_of_rows_are_respected(kind):
 @EVERY
 def test_parts_of_a_batch_are_the_whole(kind):
     make, factory, rows = SOURCES[kind]
-    settings = dict(steps=40, batch_size=24, learning_rate=0.01)
+    settings = dict(steps=32, batch_size=24, learning_rate=0.01)
     found = [
         StudentTrainer(StudentOptimization(**settings, accumulate=parts), alpha=0.4).distill(
             factory, rows, make(), seed=4
@@ -341,7 +355,7 @@ class Stop(Exception):
 
 
 def stop(done, total):
-    if done >= 64:
+    if done >= 32:
         raise Stop
 
 
@@ -350,8 +364,8 @@ def stop(done, total):
 def test_an_interrupted_training_ends_with_the_same_bits(kind, direct, tmp_path):
     make, factory, _ = SOURCES[kind]
     rows, source = (FULLY if kind == "multilabel" else MEASURED), make()
-    trainer = StudentTrainer(replace(SHORT, steps=100), alpha=0.5, ema=0.9)
-    options = dict(seed=1, validation=0.2, checkpoint_every=32)
+    trainer = StudentTrainer(SHORT, alpha=0.5, ema=0.9)
+    options = dict(seed=1, validation=Validation(rows=0.2, every=32), checkpoint_every=32)
 
     def train(**more):
         if direct:
@@ -414,10 +428,11 @@ def test_a_stack_is_its_students_trained_alone(kind, recwarn):
     make, factory, _ = SOURCES[kind]
     rows, source = (FULLY if kind == "multilabel" else MEASURED), make()
     trainer = StudentTrainer(SHORT, alpha=0.5)
-    together = distill_many(trainer, factory, rows, source, seeds=[1, 2, 3], way="stacked", validation=0.2)
+    options = {"validation": Validation(rows=0.2, every=64)}
+    together = distill_many(trainer, factory, rows, source, seeds=[1, 2], way="stacked", **options)
     assert not recwarn.list
-    for seed, one in zip([1, 2, 3], together, strict=True):
-        alone = trainer.distill(factory, rows, source, seed=seed, validation=0.2)
+    for seed, one in zip([1, 2], together, strict=True):
+        alone = trainer.distill(factory, rows, source, seed=seed, **options)
         torch.testing.assert_close(weights_of(one), weights_of(alone), rtol=0, atol=1e-4)
         assert type(one.module) is type(alone.module)
 
@@ -521,6 +536,11 @@ def test_metrics_and_losses_that_are_not_there():
     source.location = None
     with pytest.raises(ValueError, match=r"cache: expected targets with location and scale"):
         trainer.distill(OF_NUMBERS, MEASURED, source)
+
+
+def test_a_search_takes_classifiers_alone():
+    with pytest.raises(ValueError, match=r"cache: expected one of the task classification.*; got regression"):
+        search_student(MEASURED, numbers_source(), keep=0.9)
 
 
 def test_a_metric_of_variances_needs_them():

@@ -25,7 +25,7 @@ def check_validation(settings: Validation, task: Task = "classification") -> Non
             "validation.every: expected none for an estimator, of which every round is evaluated; got "
             f"{settings.every}"
         )
-    metrics = OF_ENSEMBLE[task]
+    metrics = OF_ENSEMBLE[task][:1] if task == "regression" else OF_ENSEMBLE[task]  # means have no KL
     if settings.metric not in (None, *metrics):
         raise ValueError(
             f"validation.metric: expected one of {', '.join(metrics)} for an estimator, which is compared "

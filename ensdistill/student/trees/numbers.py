@@ -38,12 +38,15 @@ class HeldNumbers:
     features : ndarray [V, F], frame, or list of texts
     targets : ndarray [V, D], float64
         The mixture's means.
+    weights : ndarray [V], or None
+        None where all rows count alike.
     patience : int or None
         Rounds without a better one after which a booster stops.
     """
 
     features: Any
     targets: np.ndarray
+    weights: np.ndarray | None
     patience: int | None
 
 
@@ -81,7 +84,7 @@ def fit_numbers(
     """
     from sklearn.base import is_regressor
 
-    weights = None if np.ptp(numbers.weights) == 0 else numbers.weights
+    weights = uneven(numbers.weights)
     library, targets = library_of(estimator), numbers.targets
     if weights is not None and library is None and not takes_weights(estimator):
         raise ValueError(
@@ -97,7 +100,7 @@ def fit_numbers(
     for column, own in enumerate(classes):
         part = None
         if held is not None:
-            part = HeldNumbers(held.features, held.targets[:, column], held.patience)
+            part = HeldNumbers(held.features, held.targets[:, column], held.weights, held.patience)
         made, way = fit(estimator, features, targets[:, column], weights, part, seed)
         kind = BoostedMember if library else SklearnMember
         named = name if len(classes) == 1 else f"{name}: {own}"
@@ -108,6 +111,11 @@ def fit_numbers(
     return ColumnsMember(members, name=name, classes=classes, task="regression"), "; ".join(
         dict.fromkeys(ways)
     )
+
+
+def uneven(weights: np.ndarray) -> np.ndarray | None:
+    """The weights; None where all are alike."""
+    return None if np.ptp(weights) == 0 else weights
 
 
 def _takes_several(estimator: Any) -> bool:
@@ -183,7 +191,7 @@ def _stopping(made: Any, library: str, held: HeldNumbers, patience: int) -> dict
     features = held.features
     if library == "catboost" and isinstance(features, np.ndarray):
         features = of_catboost.with_columns(features, made.get_params().get("cat_features"))
-    more = _evaluation(made, features, held.targets, None)
+    more = _evaluation(made, features, held.targets, held.weights)
     if library == "lightgbm":
         import lightgbm
 

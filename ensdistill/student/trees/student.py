@@ -18,7 +18,7 @@ from ensdistill.student.sources import check_in_cache
 from ensdistill.student.trees.boosted import check_parameters, fit_boosted
 from ensdistill.student.trees.fits import Fit
 from ensdistill.student.trees.judge import DEFAULT_VALIDATION, Judge, check_validation
-from ensdistill.student.trees.numbers import HeldNumbers, check_regressor, fit_numbers
+from ensdistill.student.trees.numbers import HeldNumbers, check_regressor, fit_numbers, uneven
 from ensdistill.student.trees.objective import Objective, check_settings
 from ensdistill.student.trees.prepared import Fitting, Prepared, constant_member, constant_share, rows_of
 from ensdistill.student.trees.targets import Numbers, labels_of_cache, numbers_of_cache, of_cache
@@ -295,7 +295,15 @@ class TreeStudent:
         features = made.features(subset(as_samples(fitting.samples), used))
         others = None
         if held is not None:
-            others = HeldNumbers(made.features(as_samples(held[0])), held[1].targets, settings.patience)
+            judged = np.flatnonzero(held[1].weights > 0)
+            if not len(judged):
+                raise ValueError("validation: expected a row of a weight above 0; got none")
+            others = HeldNumbers(
+                made.features(subset(as_samples(held[0]), judged)),
+                held[1].targets[judged],
+                uneven(held[1].weights[judged]),
+                settings.patience,
+            )
         member, way = fit_numbers(
             made.estimator, features, numbers, others, tuple(fitting.classes), fitting.seed, fitting.name
         )
@@ -303,7 +311,7 @@ class TreeStudent:
         if others is not None:
             own: Any = member
             error = (own.predict_moments(others.features).mean - others.targets) / scale
-            distance = float(np.average(np.square(error).mean(1), weights=held[1].weights))
+            distance = float(np.average(np.square(error).mean(1), weights=others.weights))
             figures = {way: (distance, distance)}
         return FittedStudent(made.member(member), way, figures)
 
