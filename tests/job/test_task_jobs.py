@@ -87,6 +87,7 @@ def settings(folder: Path, task: str, **more: Any) -> Path:
             "students": {"small": {"model": network, "optimization": OPTIMIZATION}},
         },
     }
+    job = json.loads(json.dumps(job))  # nothing of it is shared
     for path, value in more.items():
         *parents, last = path.split("__")
         at: Any = job
@@ -104,7 +105,8 @@ def finished(folder: Path, task: str) -> Path:
     name = "RandomForestClassifier" if task == "multilabel" else "ExtraTreesRegressor"
     estimator = {"class_path": f"sklearn.ensemble.{name}", "init_args": {"n_estimators": 10}}
     trees = {"estimator": estimator}
-    succeed("run", settings(folder, task, distill__students__trees=trees))
+    own = {"distill__students__trees": trees, "distill__students__small__optimization__steps": 300}
+    succeed("run", settings(folder, task, **own))
     return folder / "runs" / "tiny"
 
 
@@ -162,7 +164,7 @@ def test_students_of_several_labels_answer_new_rows_and_are_exported(labels, tmp
     names = TARGETS["multilabel"]
     assert list(answers) == ["labels", *(f"p_{name}" for name in names), "entropy"]
     p = answers[[f"p_{name}" for name in names]].to_numpy()
-    expected = [",".join(np.array(names)[row]) for row in p >= 0.5]
+    expected = [", ".join(np.array(names)[row]) for row in p >= 0.5]
     assert list(answers["labels"]) == expected
     assert len(set(expected)) > 2
     truth = pd.read_csv(new)[names].to_numpy()
@@ -184,8 +186,7 @@ def test_students_of_numbers_answer_new_rows_and_are_exported(numbers, tmp_path,
     answers, truth = pd.read_csv(out), pd.read_csv(new)
     for name in TARGETS["regression"]:  # each in its own unit
         deviation = truth[name].std()
-        assert np.sqrt(np.mean((answers[name] - truth[name]) ** 2)) < deviation
-        assert 0.1 * deviation < answers[name].std() < deviation
+        assert np.sqrt(np.mean((answers[name] - truth[name]) ** 2)) < 0.7 * deviation
     folder = tmp_path / "exported"
     succeed("export", numbers, "--to", "safetensors", "--student", student, "--calibrated", "-o", folder)
     loaded = load_student(folder)
@@ -203,7 +204,7 @@ def test_what_a_change_makes_out_of_date_is_redone(numbers, tmp_path):
     table = write_table(tmp_path)
     job = numbers.parents[1] / "regression.yaml"
     trees = json.loads(job.read_text())["distill"]["students"]["trees"]
-    own = {"distill__students__trees": trees}
+    own = {"distill__students__trees": trees, "distill__students__small__optimization__steps": 300}
     before = fingerprints(copied)
     (copied / "seed-0" / "distill" / "trees" / "stage.json").unlink()  # killed in that stage
     succeed("run", settings(tmp_path, "regression", **own))
