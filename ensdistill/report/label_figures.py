@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from ensdistill.report.drawing import COLOURS, INK, MARKERS, panels
 from ensdistill.report.measures import MEASURES
+from ensdistill.report.outputs import most_changed
 from ensdistill.report.results import RunResults
-from ensdistill.report.table import most_changed
 from ensdistill.report.verdict import KIND_LABELS
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from rich.text import Text
 
 from ensdistill.common.tasks import Task
 from ensdistill.report.frontier import lines
-from ensdistill.report.measures import MEASURES, METRICS, Each, Measures
+from ensdistill.report.measures import MEASURES, METRICS, Measures
+from ensdistill.report.outputs import EACH_KINDS, SHOWN_OUTPUTS, most_changed, output_rows
 from ensdistill.report.results import SCALED, SHARED_KINDS, STUDENT_KINDS
 from ensdistill.report.verdict import METRIC_LABELS, OUTCOMES, deciding, headline, kept_share, kind_labels
 
@@ -33,8 +34,6 @@ SCALING = (
     "Temperature scaling: direct on the same folds; the distilled, for whom no label is held "
     "out, to the ensemble's mixture on the pool. Never on the test rows."
 )
-EACH_KINDS = ("ensemble", "direct", "student")  # whose metric of each label or number is shown
-SHOWN_OUTPUTS = 20  # labels or numbers in a terminal's table
 _PARTS = {"labelled": "labelled", "pool": "of the pool", "synthetic": "synthetic"}
 
 
@@ -439,28 +438,6 @@ def _outputs(report: dict[str, Any]) -> list[Table]:
             _add(table, ["The most changed; all are in report.json", *4 * [""]], "dim")
         tables.append(table)
     return tables
-
-
-def most_changed(outputs: list[dict[str, Any]], each: Each, limit: int) -> list[dict[str, Any]]:
-    """All labels or numbers in their own order; where there are more than ``limit``, those of which the
-    student differs most from direct, from loss to gain."""
-    if len(outputs) <= limit:
-        return outputs
-    changes = [(each.change(one) or 0.0, one) for one in outputs]
-    largest = sorted(changes, key=lambda item: -abs(item[0]))[:limit]
-    return [one for _, one in sorted(largest, key=lambda item: item[0])]
-
-
-def output_rows(outputs: list[dict[str, Any]], each: Each) -> list[list[str]]:
-    """The cells of labels or numbers: the name, the further column, and the metric of `EACH_KINDS`."""
-    return [
-        [
-            one["name"],
-            f"{one[each.about]:.5g}",
-            *(each.text(one[each.metric.name][kind]) for kind in EACH_KINDS),
-        ]
-        for one in outputs
-    ]
 
 
 def _members(report: dict[str, Any]) -> Table:
