@@ -83,6 +83,7 @@ def test_a_loaded_classifier_keeps_the_goal(fitted, tmp_path):
         ({"keep": 0.9, "student": MLP}, "student: expected 'auto' beside keep"),
         ({"keep": 0.9, "temperature": 2.0}, "temperature: expected None beside keep or max_"),
         ({"families": ["mlp"]}, "families: expected None without keep or max_"),
+        ({"trials": 5}, "trials: expected None without keep or max_.*; got 5"),
         ({"keep": 0.9}, "keep: a search needs 203 rows that judge.*got 240 labelled rows and a pool of 0"),
     ],
 )
