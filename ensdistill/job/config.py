@@ -265,6 +265,11 @@ class DistillConfig:
                 f"distill.label_smoothing: expected a share in [0, 1); got {self.label_smoothing}"
             )
 
+    @property
+    def max_temperature(self) -> float:
+        """The largest temperature of a student's loss, for which the cache has to be made."""
+        return max((student.loss or self.loss).temperature for student in self.students.values())
+
 
 @dataclass(frozen=True)
 class Config(SearchBudget):
