@@ -13,7 +13,7 @@ from ensdistill.sklearn import DistilledClassifier
 from ensdistill.student.search.latency import Latency
 
 pytest.importorskip("optuna")
-SEARCH = "ensdistill.student.search.search"
+SEARCH = "ensdistill.student.search"
 
 
 def searched(**more):
@@ -24,8 +24,8 @@ def searched(**more):
 def fitted():
     x, y = numbers(1020)
     with (
-        mock.patch(f"{SEARCH}.ordinary_steps", return_value=96),
-        mock.patch(f"{SEARCH}.latency_of", return_value=Latency(2e-5, "none")),
+        mock.patch(f"{SEARCH}.ordinary.ordinary_steps", return_value=96),
+        mock.patch(f"{SEARCH}.ladders.latency_of", return_value=Latency(2e-5, "none")),
     ):
         return searched(keep=0.5, max_parameters=1000).fit(x, y), x, y
 
