@@ -12,6 +12,7 @@ from torch import nn
 
 from ensdistill.common.files import read_json
 from ensdistill.common.optimization import Optimization
+from ensdistill.common.optimizers import StudentOptimization
 from ensdistill.data import Split, stratified_split
 from ensdistill.data.copies import equal_inputs
 from ensdistill.job import direct as baselines
@@ -141,3 +142,39 @@ def test_a_model_without_dropout_is_searched_without(noisy, tmp_path):
     quick = StudentConfig(Plain, Optimization(steps=32, learning_rate=0.01))
     found = train_baselines(quick, SETTINGS, noisy, 0, tmp_path, lambda *_: None)
     assert all("dropout 0" in name and "dropout 0." not in name for name in found["held_out_nll"])
+
+
+def test_the_folds_try_other_rates_than_the_one_that_was_found(noisy, tmp_path):
+    student = StudentConfig(Plain, StudentOptimization(steps=32, batch_size=16))
+    found = train_baselines(student, SETTINGS, noisy, 0, tmp_path, lambda *_: None)
+    tried = {name: loss for name, loss in found["held_out_nll"].items() if "smoothing" not in name}
+    short = {name: loss for name, loss in tried.items() if ", 8 steps, weight decay 0.02," in name}
+    assert [name.partition("learning rate ")[2] for name in short][:2] == ["", "0.03"]
+    recipe, _, numbers = found["recipe"].partition("; auto: ")
+    assert numbers.endswith("learning_rate: 0.01")
+    assert min(tried, key=tried.get) == recipe
+    rate = float(recipe.partition("learning rate ")[2])
+    assert rate > 0.01  # eight steps of it are too short a way
+    assert all(tried[recipe] < loss for name, loss in tried.items() if "learning rate" not in name)
+    steps, decay = int(recipe.split()[1]), float(recipe.split("weight decay ")[1].split(",")[0])
+    own = StudentOptimization(steps=steps, batch_size=16, learning_rate=rate, weight_decay=decay)
+    again = StudentTrainer(own).direct(Plain, noisy.labelled, classes=2, seed=0).member()
+    kept = load_member(tmp_path / "direct", trusted=[f"{__name__}.Plain"])
+    inputs = noisy.test.inputs
+    np.testing.assert_array_equal(kept.predict_logits(inputs), again.predict_logits(inputs))
+
+
+def test_lower_rates_are_tried_where_higher_ones_are_worse():
+    class Folds:
+        """The lowest loss lies at a hundredth."""
+
+        def best(self, *recipes):
+            return min(recipes, key=lambda one: abs(np.log10(one.learning_rate or 0.04) + 2))
+
+    base = StudentOptimization(steps=64, learning_rate=0.04, batch_size=8)
+    found = baselines._search(StudentConfig(Plain, base), SETTINGS, Folds(), baselines.FOUND)
+    assert found.learning_rate == pytest.approx(0.013)
+    assert (
+        baselines._search(StudentConfig(Plain, base), SETTINGS, Folds(), baselines.GIVEN).learning_rate
+        is None
+    )
