@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing import connection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from ensdistill.job.config import Config
@@ -35,7 +35,7 @@ class Helpers:
     def __init__(self, context: Any, start_worker: StartWorker, most: int) -> None:
         self.context, self.start_worker, self.most = context, start_worker, most
         self.started: dict[Unit, list[Any]] = {}
-        self._pipes: list[Any] = []
+        self._pipes: list[connection.Connection] = []
 
     def help(self, running: Sequence[Unit], free: int, config: Config) -> None:
         """Start helpers of the searches among the running units, as many as there are ``free`` workers.
@@ -59,9 +59,8 @@ class Helpers:
 
     def messages(self) -> Iterator[Any]:
         """The messages that helpers have sent so far."""
-        ready: list[Any]
         while ready := connection.wait(self._pipes, 0):
-            for pipe in ready:
+            for pipe in cast("list[connection.Connection]", ready):
                 try:
                     message = pipe.recv()
                 except (EOFError, OSError):  # the helper has ended, or was killed amid a message

@@ -4,6 +4,7 @@ rows."""
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -21,6 +22,7 @@ from ensdistill.job.direct import Recipe, dropout_of, train_baselines
 from ensdistill.job.student_config import StudentConfig
 from ensdistill.models import MLP
 from ensdistill.report.metrics import ece, nll
+from ensdistill.student.automatic import Automatic
 from ensdistill.student.trainer import StudentTrainer
 from ensdistill.teachers.fitting.calibration import probabilities
 from ensdistill.teachers.members import load_member
@@ -144,37 +146,59 @@ def test_a_model_without_dropout_is_searched_without(noisy, tmp_path):
     assert all("dropout 0" in name and "dropout 0." not in name for name in found["held_out_nll"])
 
 
-def test_the_folds_try_other_rates_than_the_one_that_was_found(noisy, tmp_path):
-    student = StudentConfig(Plain, StudentOptimization(steps=32, batch_size=16))
-    found = train_baselines(student, SETTINGS, noisy, 0, tmp_path, lambda *_: None)
-    tried = {name: loss for name, loss in found["held_out_nll"].items() if "smoothing" not in name}
-    short = {name: loss for name, loss in tried.items() if ", 8 steps, weight decay 0.02," in name}
-    assert [name.partition("learning rate ")[2] for name in short][:2] == ["", "0.03"]
-    recipe, _, numbers = found["recipe"].partition("; auto: ")
-    assert numbers.endswith("learning_rate: 0.01")
-    assert min(tried, key=tried.get) == recipe
-    rate = float(recipe.partition("learning rate ")[2])
-    assert rate > 0.01  # eight steps of it are too short a way
-    assert all(tried[recipe] < loss for name, loss in tried.items() if "learning rate" not in name)
-    steps, decay = int(recipe.split()[1]), float(recipe.split("weight decay ")[1].split(",")[0])
-    own = StudentOptimization(steps=steps, batch_size=16, learning_rate=rate, weight_decay=decay)
-    again = StudentTrainer(own).direct(Plain, noisy.labelled, classes=2, seed=0).member()
-    kept = load_member(tmp_path / "direct", trusted=[f"{__name__}.Plain"])
-    inputs = noisy.test.inputs
-    np.testing.assert_array_equal(kept.predict_logits(inputs), again.predict_logits(inputs))
+class Folds:
+    """Recipes are judged by a function in place of trainings."""
+
+    def __init__(self, loss):
+        self.loss, self.tried = loss, []
+
+    def best(self, *recipes):
+        self.tried += recipes
+        return min(recipes, key=self.loss)
 
 
-def test_lower_rates_are_tried_where_higher_ones_are_worse():
-    class Folds:
-        """The lowest loss lies at a hundredth."""
+def rate(recipe):
+    return recipe.optimization(BASE).learning_rate
 
-        def best(self, *recipes):
-            return min(recipes, key=lambda one: abs(np.log10(one.learning_rate or 0.04) + 2))
 
-    base = StudentOptimization(steps=64, learning_rate=0.04, batch_size=8)
-    found = baselines._search(StudentConfig(Plain, base), SETTINGS, Folds(), baselines.FOUND)
-    assert found.learning_rate == pytest.approx(0.013)
-    assert (
-        baselines._search(StudentConfig(Plain, base), SETTINGS, Folds(), baselines.GIVEN).learning_rate
-        is None
-    )
+BASE = StudentOptimization(steps=64, learning_rate=0.04, batch_size=8)
+
+
+@pytest.mark.parametrize(("lowest", "chosen"), [(0.01, 0.013), (0.03, 0.04), (0.5, 0.36)])
+def test_the_folds_try_other_rates_than_the_one_that_was_found(lowest, chosen):
+    folds = Folds(lambda one: abs(np.log10(rate(one) / lowest)))
+    found = baselines._search(StudentConfig(Plain, BASE), SETTINGS, folds, baselines.FOUND)
+    assert rate(found) == pytest.approx(chosen)
+    assert rate(baselines._search(StudentConfig(Plain, BASE), SETTINGS, folds, baselines.GIVEN)) == 0.04
+    assert len(set(folds.tried)) <= 9
+
+
+def test_a_rate_that_is_better_for_short_trainings_alone_is_not_chosen():
+    folds = Folds(lambda one: (one.steps < 64, rate(one) if one.steps == 64 else -rate(one)))
+    found = baselines._search(StudentConfig(Plain, BASE), SETTINGS, folds, baselines.FOUND)
+    assert (found.steps, found.learning_rate) == (64, None)
+    assert {rate(one) for one in folds.tried if one.steps == 64} == {0.04, 0.36}
+
+
+def test_no_decay_outweighs_the_gradient_at_a_higher_rate():
+    strong = replace(BASE, weight_decay=0.5)
+    folds = Folds(lambda one: -rate(one))
+    baselines._search(StudentConfig(Plain, strong), SETTINGS, folds, baselines.FOUND)
+    assert max(rate(one) for one in folds.tried) == 0.12
+
+
+def test_few_rows_have_more_settings_tried_where_the_rate_was_found():
+    found = Automatic(("learning_rate",), 64, 8, 0.04)
+    grids = [baselines._grid(one, rows) for one in (None, found) for rows in (1000, 1001)]
+    assert grids == [baselines.GIVEN, baselines.GIVEN, baselines.OF_FEW, baselines.FOUND]
+    assert baselines._grid(Automatic(("steps",), 64, 8, 0.04), 10) == baselines.GIVEN
+    folds = Folds(lambda one: abs(one.weight_decay - 0.06) + abs(one.dropout - 0.1))
+    student = StudentConfig(partial(MLP, inputs=5, hidden=[4], outputs=2), BASE)
+    chosen = baselines._search(student, SETTINGS, folds, baselines.OF_FEW)
+    assert (chosen.weight_decay, chosen.dropout) == (pytest.approx(0.06), 0.1)
+
+
+def test_a_recipes_rate_is_part_of_its_name_and_of_its_training():
+    recipe = Recipe(5, 0.1, 0.0, augmented=False, learning_rate=0.2)
+    assert str(recipe) == "plain, 5 steps, weight decay 0.1, dropout 0, learning rate 0.2"
+    assert (rate(recipe), rate(replace(recipe, learning_rate=None))) == (0.2, 0.04)
