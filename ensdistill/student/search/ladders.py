@@ -32,6 +32,12 @@ class Ladders:
         Seconds of one fit at most; candidates that need more have no place.
     seed : int
 
+    Attributes
+    ----------
+    built : dict of str to Built
+    keys : dict of str to tuple of str
+        By family the keys of its candidates, from the smallest to the largest.
+
     Raises
     ------
     ValueError
@@ -50,7 +56,6 @@ class Ladders:
         self.lessons, self.journal = lessons, journal
         self.built: dict[str, Built] = {}
         self.keys: dict[str, tuple[str, ...]] = {}
-        """By family the keys of its candidates, from the smallest to the largest."""
         builder, limits = Builder(lessons, seed), settings.limits
         smallest: dict[str, float] = {}
         for family in families:
