@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import inspect
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -51,19 +51,21 @@ class Grid:
     ----------
     rates : tuple of float
         Factors and divisors of the learning rate.
-    decays : tuple of float
-        Factors of the weight decay.
-    dropouts : tuple of float
+    decays, finer_decays : tuple of float
+        Factors of the weight decay; finer ones are tried where they are next to the best one.
+    dropouts, finer_dropouts : tuple of float
     """
 
     rates: tuple[float, ...] = ()
     decays: tuple[float, ...] = (10.0, 100.0)
+    finer_decays: tuple[float, ...] = ()
     dropouts: tuple[float, ...] = (0.2, 0.5)
+    finer_dropouts: tuple[float, ...] = ()
 
 
 GIVEN = Grid()
 FOUND = Grid(rates=(3.0, 9.0))  # of a learning rate that short trainings found
-FEW, OF_FEW = 1000, replace(FOUND, decays=(3.0, 10.0, 30.0, 100.0), dropouts=(0.1, 0.2, 0.5))
+FEW, OF_FEW = 1000, replace(FOUND, finer_decays=(3.0, 30.0), finer_dropouts=(0.1, 0.35))  # labelled rows
 
 
 @dataclass(frozen=True)
@@ -249,13 +251,19 @@ def _search(student: StudentConfig, settings: DistillConfig, folds: _Folds, grid
             start = stronger
         return start
 
-    decays = [factor * (base.weight_decay or 0.01) for factor in grid.decays]
-    decays = [d for d in decays if base.decays and d * base.learning_rate <= LARGEST_DECAY]
-    best = climb(best, lambda v: replace(best, weight_decay=v), decays)
+    def decays(factors: Sequence[float]) -> list[float]:
+        found = [factor * (base.weight_decay or 0.01) for factor in factors]
+        return [d for d in found if base.decays and d * base.learning_rate <= LARGEST_DECAY]
+
+    best = climb(best, lambda v: replace(best, weight_decay=v), decays(grid.decays))
+    for value in _beside(best.weight_decay, decays(grid.finer_decays)):
+        best = folds.best(best, replace(best, weight_decay=value))
     # Another dropout may be another list of layers, which weights from a file would not fit.
     if own is not None and student.weights is None:
         dropouts = [dropout for dropout in grid.dropouts if dropout > own]
         best = climb(best, lambda v: replace(best, dropout=v), dropouts)
+        for value in _beside(best.dropout, [dropout for dropout in grid.finer_dropouts if dropout > own]):
+            best = folds.best(best, replace(best, dropout=value))
     # The rate was found by trainings that are shorter still. Short ones need higher rates, so at full length
     # the one that was found is a choice, too.
     found = best
@@ -268,6 +276,16 @@ def _search(student: StudentConfig, settings: DistillConfig, folds: _Folds, grid
     # Longest first: of equals the configured number of steps is kept.
     recipes = [replace(found, steps=base.steps), *(replace(best, steps=steps) for steps in lengths)]
     return folds.best(*dict.fromkeys(recipes))
+
+
+def _beside(value: float, values: Sequence[float]) -> list[float]:
+    """The nearest of the values below and above one.
+
+    >>> _beside(0.2, [0.1, 0.35, 0.7])
+    [0.1, 0.35]
+    """
+    below, above = [v for v in values if v < value], [v for v in values if v > value]
+    return sorted(below)[-1:] + sorted(above)[:1]
 
 
 class _Folds:
