@@ -36,6 +36,7 @@ from ensdistill.student.live import Figures
 from ensdistill.teachers.stack import train_stack
 from ensdistill.teachers.stack.validation import as_float32
 
+DROPOUTS = (0.2, 0.5)
 SHORTER = (4, 16)  # the steps divided by so much; all else is chosen at the first
 # AdamW multiplies the parameters by 1 - learning rate · weight decay in every step; beyond this the decay
 # outweighs any gradient.
@@ -45,27 +46,24 @@ AUTOMATIC = "automatic.json"
 
 @dataclass(frozen=True)
 class Grid:
-    """The settings that the folds try, in the order of growing distance from those that are given.
+    """The factors of settings that the folds try, in the order of growing distance from 1.
 
     Parameters
     ----------
     rates : tuple of float
-        Factors and divisors of the learning rate.
+        Of the learning rate, which is divided by them, too.
     decays, finer_decays : tuple of float
-        Factors of the weight decay; finer ones are tried where they are next to the best one.
-    dropouts, finer_dropouts : tuple of float
+        Of the weight decay; a finer one is tried where it is next to the best of the others.
     """
 
     rates: tuple[float, ...] = ()
     decays: tuple[float, ...] = (10.0, 100.0)
     finer_decays: tuple[float, ...] = ()
-    dropouts: tuple[float, ...] = (0.2, 0.5)
-    finer_dropouts: tuple[float, ...] = ()
 
 
 GIVEN = Grid()
 FOUND = Grid(rates=(3.0, 9.0))  # of a learning rate that short trainings found
-FEW, OF_FEW = 1000, replace(FOUND, finer_decays=(3.0, 30.0), finer_dropouts=(0.1, 0.35))  # labelled rows
+FEW, OF_FEW = 1000, replace(FOUND, finer_decays=(3.0, 30.0))  # labelled rows
 
 
 @dataclass(frozen=True)
@@ -148,7 +146,7 @@ def train_baselines(
         [
             [describe(student.network), describe(student.baseline), describe(settings.augment)],
             [settings.folds, settings.label_smoothing, settings.mixed_precision],
-            [describe([GIVEN, FOUND, OF_FEW]), SHORTER, LARGEST_DECAY],
+            [describe([GIVEN, FOUND, OF_FEW]), DROPOUTS, SHORTER, LARGEST_DECAY],
             [split.labelled, split.test.inputs, seed, torch.__version__, torch.get_num_threads()],
             *preprocess_setting(student, split),
             *student.trained_by,
@@ -234,9 +232,9 @@ def _search(student: StudentConfig, settings: DistillConfig, folds: _Folds, grid
     """The recipe with the lowest held-out NLL; of equals the one nearest to the configuration.
 
     One choice after the other, so that the whole costs about as much as two trainings of the folds at full
-    length: augmentation, weight decay, dropout and learning rate at a quarter of the steps, then the number
-    of steps. Fewer steps of a schedule of their own are this search's early stopping: a model that overfits
-    is stopped before it does.
+    length, or three where the learning rate is not configured: augmentation, weight decay, dropout and
+    learning rate at a quarter of the steps, then the number of steps. Fewer steps of a schedule of their own
+    are this search's early stopping: a model that overfits is stopped before it does.
     """
     base, own = student.baseline, dropout_of(student.network)
     short = max(1, base.steps // SHORTER[0])
@@ -260,10 +258,8 @@ def _search(student: StudentConfig, settings: DistillConfig, folds: _Folds, grid
         best = folds.best(best, replace(best, weight_decay=value))
     # Another dropout may be another list of layers, which weights from a file would not fit.
     if own is not None and student.weights is None:
-        dropouts = [dropout for dropout in grid.dropouts if dropout > own]
+        dropouts = [dropout for dropout in DROPOUTS if dropout > own]
         best = climb(best, lambda v: replace(best, dropout=v), dropouts)
-        for value in _beside(best.dropout, [dropout for dropout in grid.finer_dropouts if dropout > own]):
-            best = folds.best(best, replace(best, dropout=value))
     # The rate was found by trainings that are shorter still. Short ones need higher rates, so at full length
     # the one that was found is a choice, too.
     found = best
