@@ -14,7 +14,7 @@ from ensdistill.data import Rows
 from ensdistill.data.preprocess.base import Preprocess
 from ensdistill.student.inputs import Inputs, Preparation, takes_ids
 from ensdistill.student.weights import Weights, load_weights
-from ensdistill.teachers.ensemble import Ensemble
+from ensdistill.teachers.base import BaseEnsemble
 from ensdistill.teachers.members.base import is_member
 from ensdistill.teachers.members.dtypes import refusal
 from ensdistill.teachers.members.logits import logits_of
@@ -97,7 +97,7 @@ def _check_no_teacher(factory: Any) -> None:
     """Raise TypeError for a member or an ensemble in place of what makes a student."""
     if isinstance(factory, (type, nn.Module)):
         return
-    if is_member(factory) or isinstance(factory, Ensemble):
+    if is_member(factory) or isinstance(factory, BaseEnsemble):
         raise TypeError(
             f"factory: that's a teacher ({type(factory).__name__}): expected what makes a new module, which "
             "learns from the teachers (its class, functools.partial of it, a function)"
