@@ -4,6 +4,7 @@ import re
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 
@@ -32,14 +33,19 @@ def test_the_example_runs():
 
 
 def test_ensembles_of_other_tasks_predict_as_the_page_shows():
-    _, code, _ = blocks("python")
+    _, code, cached, _ = blocks("python")
     names = {}
     exec(compile(code, "docs/data.md", "exec"), names)
+    predicted = names["regressors"].predict(names["x"][:32])
     y, (low, high) = names["y"][names["test"]], (names["low"][:, 0], names["high"][:, 0])
     assert 0.8 < ((low <= y) & (y <= high)).mean() < 1
     assert (names["variance"] > 0).all()
     right = (names["p"] > 0.5) == names["labels"][names["test"]]
     assert (right.mean(0) > 0.65).all()
+    exec(compile(cached, "docs/data.md", "exec"), names)
+    assert np.allclose(names["predictions"], predicted, rtol=1e-5)
+    assert names["target"].shape == (3, 32, 1)
+    assert names["cache_of_labels"].task == "multilabel"
 
 
 def test_a_csv_needs_few_lines(monkeypatch):

@@ -23,9 +23,11 @@ from ensdistill.cache.files.checked import write_checked
 from ensdistill.cache.files.locks import writing
 from ensdistill.cache.floors import TEMPERATURE, floor_in_use, floor_of
 from ensdistill.cache.members import require_members
+from ensdistill.cache.new_member import rows_of_new_member
+from ensdistill.cache.plan import check_mixture_at
+from ensdistill.cache.planned import limit_of
 from ensdistill.cache.publishing import publish
 from ensdistill.cache.reader import TargetCache
-from ensdistill.cache.uids import Places
 from ensdistill.cache.validation import PLAN_FIELDS
 from ensdistill.common.errors import WrongArgument
 from ensdistill.common.files import local_path
@@ -40,6 +42,7 @@ def convert(
     codec: str | Codec,
     mixture_at: float | None = None,
     max_kl: float | None = None,
+    max_error: float | None = None,
     max_temperature: float = TEMPERATURE,
     seed: int = 0,
     overwrite: bool = False,
@@ -54,9 +57,9 @@ def convert(
         first.
     path : path
         The new cache's folder, another than the source's.
-    codec, mixture_at, max_kl, max_temperature, seed, overwrite, progress
+    codec, mixture_at, max_kl, max_error, max_temperature, seed, overwrite, progress
         As for :func:`ensdistill.cache.cache_targets`. The statistics are of the step from the source, whose
-        own KL stands in ``fingerprint.derived``; ``max_kl`` bounds the sum of both.
+        own KL or error stands in ``fingerprint.derived``; ``max_kl`` and ``max_error`` bound the sum of both.
 
     Raises
     ------
@@ -70,14 +73,15 @@ def convert(
     source = _opened(source)
     folder = _other_folder(source, path)
     require_members(source, "another codec")
-    codec = codec_of(codec)
+    task, manifest = source.task, source.manifest
+    codec, max_cost = codec_of(codec, task), limit_of(task, max_kl, max_error)
     if codec.mixture_only and mixture_at is None:
         raise ValueError(
             f"mixture_at: expected a temperature, because {codec.name} holds the mixture at one only; got "
             "None"
         )
     if mixture_at is not None:
-        check_temperature("mixture_at", mixture_at)
+        check_mixture_at(mixture_at, task)
     check_temperature("max_temperature", max_temperature)
     check_int("seed", seed, 0, 2**63 - 1, "what int64 holds")
     usable = source.max_temperature
@@ -86,8 +90,15 @@ def convert(
             f"mixture_at: expected at most {usable:g}, up to which the cache {source.path} "
             f"({source.manifest['codec']}) has all classes that have a share; got {mixture_at:g}"
         )
-    about = {"from": source.manifest["codec"], "kl": source.manifest["statistics"]["kl"]}
-    step = {"convert": about if usable is None else {**about, "floor": floor_in_use(source.manifest)}}
+    measure = m.measure_of(manifest)
+    changes: dict[str, Any] = {}
+    about: dict[str, Any] = {"from": manifest["codec"], measure: manifest["statistics"][measure]}
+    if task == "regression":
+        about["variance"] = manifest["variance"]
+    step = {"convert": about if usable is None else {**about, "floor": floor_in_use(manifest)}}
+    if mixture_at is not None and task == "regression":
+        # The mixture of several members has a variance, even if they give none.
+        changes["variance"] = manifest["variance"] or len(source.names) > 1
     plan = _plan(
         source,
         codec,
@@ -95,12 +106,13 @@ def convert(
         codec=codec.name,
         seed=int(seed) if codec.seeded else None,
         temperature="any" if mixture_at is None else float(mixture_at),
+        **changes,
     )
     plan["floor"] = floor_of(codec, plan, max_temperature)
     records = Converted(source, plan, codec)
     trusted = (*source.trusted, *class_paths(codec))
     return publish(
-        folder, plan, records, overwrite=overwrite, max_kl=max_kl, progress=progress, trusted=trusted
+        folder, plan, records, overwrite=overwrite, max_cost=max_cost, progress=progress, trusted=trusted
     )
 
 
@@ -109,10 +121,12 @@ def add_member(
     path: Path | str,
     *,
     name: str,
-    logits: np.ndarray,
+    logits: np.ndarray | None = None,
+    moments: np.ndarray | tuple[np.ndarray, np.ndarray | None] | None = None,
     uids: np.ndarray,
     weight: float,
     max_kl: float | None = None,
+    max_error: float | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> TargetCache:
@@ -128,10 +142,14 @@ def add_member(
     name : str
         Of the new member, different from the others'.
     logits : ndarray [N, C] (of V views [V, N, C]; of sequences [M, C], all their positions), float32
-        The new member's logits.
+        The new member's logits; of multi-label members its log-odds.
+    moments : ndarray [N, D] (of V views [V, N, D]), float; or a pair of these
+        Of regression in place of ``logits``: the new member's means in the data's units, and its variances.
+        The second may be None. A member without them, beside others with one, has the mean variance of
+        these.
     uids : ndarray [N], integer
-        The uid of the sample that each row of ``logits`` is of (of sequences: that each run of positions is
-        of), each once.
+        The uid of the sample that each row of the predictions is of (of sequences: that each run of positions
+        is of), each once.
     weight : float
         The new member's. The other weights do not change; the loss normalises their sum.
 
@@ -140,39 +158,36 @@ def add_member(
     ValueError
         ``path`` is the source's own folder, or a URL; or another argument.
     CacheError
-        The source holds a mixture only; and every error of `cache_targets`.
+        The source holds a mixture only, or moments with a variance factor; and every error of
+        `cache_targets`.
     """
     source = _opened(source)
     folder = _other_folder(source, path)
     require_members(source, "another member")
+    _require_unscaled(source, "another member")
     if not isinstance(name, str) or not name or name in source.names:
         raise WrongArgument(f"name: expected one that is none of {', '.join(source.names)}; got {name!r}")
     _check_weight("weight", weight)
-    source_logits = np.asarray(logits)
-    if source_logits.dtype != np.float32:
-        raise TypeError(f"logits: expected float32; got {source_logits.dtype}")
-    counts = [_records(source, view) for view in range(source.views)]
-    wanted = (
-        (counts[0], len(source.classes))
-        if source.views == 1
-        else (source.views, counts[0], len(source.classes))
-    )
-    if source_logits.shape != wanted:
-        raise ValueError(
-            f"logits: expected {list(wanted)}, one row for each record; got {list(source_logits.shape)}"
-        )
-    values = _in_row_order(source, source_logits.reshape(source.views, counts[0], -1), uids)
+    max_cost = limit_of(source.task, max_kl, max_error)
+    values = rows_of_new_member(source, logits, moments, uids)
     digest = xxhash.xxh3_128_hexdigest(np.ascontiguousarray(values).data)
+    given = "moments" if source.task == "regression" else "logits"
     plan = _plan(
         source,
         source.codec,
-        {"add": {"name": name, "logits": digest, "weight": float(weight)}},
+        {"add": {"name": name, given: digest, "weight": float(weight)}},
         members=[*source.names, name],
         weights=[*source.weights.tolist(), float(weight)],
     )
     records = Added(source, plan, values)
     return publish(
-        folder, plan, records, overwrite=overwrite, max_kl=max_kl, progress=progress, trusted=source.trusted
+        folder,
+        plan,
+        records,
+        overwrite=overwrite,
+        max_cost=max_cost,
+        progress=progress,
+        trusted=source.trusted,
     )
 
 
@@ -197,6 +212,7 @@ def drop_member(
     source = _opened(source)
     folder = _other_folder(source, path)
     require_members(source, "leaving one out")
+    _require_unscaled(source, "leaving one out")
     if name not in source.names:
         raise WrongArgument(f"name: expected one of {', '.join(source.names)}; got {name!r}")
     keep = [k for k, other in enumerate(source.names) if other != name]
@@ -234,6 +250,7 @@ def reweight(path: TargetCache | Path | str, weights: Mapping[str, float]) -> Ta
             "pull, reweight and push it (overwrite=True, --overwrite)"
         )
     require_members(source, "another weighting")
+    _require_unscaled(source, "another weighting")
     if set(weights) != set(source.names):
         got = ", ".join(map(str, weights)) or "none"
         raise WrongArgument(f"weights: expected one for each of {', '.join(source.names)}; got {got}")
@@ -263,27 +280,16 @@ def _other_folder(source: TargetCache, path: Path | str) -> Path:
     return folder
 
 
-def _in_row_order(source: TargetCache, values: np.ndarray, uids: Any) -> np.ndarray:
-    """``values`` [views, records, C], whose samples are in the order of ``uids``, in the cache's order."""
-    given, everything = np.asarray(uids), source.uids
-    sound = given.dtype.kind in "iu" and given.shape == everything.shape
-    if not sound or not np.array_equal(np.sort(given), np.sort(everything)):
-        span = "" if given.size == 0 else f" from {given.min()} to {given.max()}"
-        raise ValueError(
-            f"uids: expected each of the cache's ({everything.min()} to {everything.max()}) once, for the "
-            f"sample that each row of logits is of; got {given.dtype} {list(given.shape)}{span}"
+def _require_unscaled(source: TargetCache, use: str) -> None:
+    """Raise CacheError where members' means were moved for the mixture of other weights."""
+    made = source.manifest["fingerprint"].get("ensemble")
+    factor = made.get("variance_factor", 1.0) if isinstance(made, dict) else 1.0
+    if source.task == "regression" and factor != 1:
+        raise CacheError(
+            f"{source.path}: holds moments with a variance factor of {factor:.3g}, whose root multiplies the "
+            f"distances of the members' means from their mixture's; {use} needs them as they were: build the "
+            "cache again from an ensemble with the members and weights that you want"
         )
-    if np.array_equal(given, everything):
-        return values
-    places, _ = Places(everything).of(given.astype(np.int64))
-    ordered = np.empty_like(values)
-    for view, rows in enumerate(values):
-        lengths = source.lengths(everything, view)
-        begins = np.empty_like(lengths)  # of each sample's records among ``rows``
-        begins[places] = np.cumsum(lengths[places]) - lengths[places]
-        shifts = begins - (np.cumsum(lengths) - lengths)
-        ordered[view] = rows[np.repeat(shifts, lengths) + np.arange(len(rows))]
-    return ordered
 
 
 def _check_weight(name: str, weight: Any) -> None:
@@ -299,13 +305,10 @@ def _derived(manifest: m.Manifest, step: dict[str, Any]) -> dict[str, Any]:
 def _plan(source: TargetCache, kind: Codec, step: dict[str, Any], **changes: Any) -> m.Manifest:
     """The plan of a cache of codec ``kind`` made from ``source`` by this step, with these fields changed."""
     old = source.manifest
-    plan = {field: old.get(field) for field in PLAN_FIELDS if field != "uids" or field in old}
+    optional = ("uids", "task", *m.MEASURED)
+    plan = {field: old.get(field) for field in PLAN_FIELDS if field not in optional or field in old}
     if old["format_version"] == 2:  # which had no floors: no logit was changed for one
         plan["floor"] = floor_of(source.codec, plan, TEMPERATURE)
     plan |= {"fingerprint": _derived(old, step), **changes}
     plan["format_version"] = m.format_version_of(plan)
     return {**plan, "record": m.record_for(kind, plan).describe()}
-
-
-def _records(cache: TargetCache, view: int) -> int:
-    return int(cache.lengths(cache.uids, view).sum())

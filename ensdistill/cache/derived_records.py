@@ -22,7 +22,10 @@ class Derived:
     def __init__(self, source: TargetCache) -> None:
         self.source = source
         self.uids = source.uids if "uids" in source.manifest else None
-        self.spent = m.kl_before(source.manifest)
+        self.spent = m.cost_before(source.manifest)
+
+    def settle(self, plan: m.Manifest) -> m.Manifest:
+        return plan
 
     def lengths(self, view: int, rows: np.ndarray) -> np.ndarray | None:
         return (
@@ -55,9 +58,11 @@ class Converted(Derived):
 
     def encode(self, view: int, rows: np.ndarray) -> tuple[Fields, dict[str, Any]]:
         lengths = self.lengths(view, rows)
-        logits = self.source.gather_logits(self.source.uids[rows], view)
+        logits = self.source.decoded(self.source.uids[rows], view)
         if lengths is not None:
             logits = self.padded(logits, lengths)
+        if logits.shape[-1] < self.encoder.classes:  # means alone, for a mixture that has a variance
+            logits = np.concatenate([logits, np.zeros_like(logits)], -1)
         fields, costs = self.encoder(logits, view, rows, lengths)
         return {**fields, INPUT_HASH: self.records(view, rows)[INPUT_HASH]}, costs
 

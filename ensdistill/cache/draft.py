@@ -25,9 +25,10 @@ from ensdistill.cache.folder import DRAFT_LOGITS, DRAFT_MARKS
 from ensdistill.cache.planned import Planned
 from ensdistill.cache.publishing import finished, identity_of, make_folder, prepare, publish
 from ensdistill.cache.reader import TargetCache
+from ensdistill.cache.targets import targets_from
 
 if TYPE_CHECKING:
-    from ensdistill.loss.targets import Targets
+    from ensdistill.loss.targets import Moments, Targets
 
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 _SCANNED = 4096  # marks that are looked at together
@@ -66,17 +67,11 @@ class Draft:
     def __init__(self, path: Path, planned: Planned, batch_size: int, overwrite: bool = False) -> None:
         from ensdistill.cache.encoding import Encoder  # imports torch
 
-        self.path, self.planned, self.plan = path, planned, planned.plan
-        self.encoder = Encoder(self.plan, planned.codec, planned.uids)
+        self.path, self.planned = path, planned
         self.batch_size, self.uids = batch_size, planned.uids  # as a Source of `publish`
         self.spent: dict[str, float] = {}
         self._trusted = class_paths(planned.codec)
-        self._layout = m.record_for(planned.codec, self.plan)
-        # Rows of another plan are no rows of this one, though they may have its shape.
-        self._salt = np.uint64(int(identity_of(self.plan)[:16], 16))
         records = self.plan["rows"] * self.plan["views"]
-        shape = (records, len(self.plan["members"]), len(self.plan["classes"]))
-        files = {path / DRAFT_LOGITS: 4 * math.prod(shape), path / DRAFT_MARKS: 16 * records}
         self.cache = finished(path, self.plan, overwrite, self._trusted)
         if self.cache is not None:
             return
@@ -85,7 +80,13 @@ class Draft:
             self.cache = finished(path, self.plan, overwrite, self._trusted)  # by another writer, since
             if self.cache is not None:
                 return
-            prepare(path, self.plan, overwrite, writer)
+            prepare(path, self.plan, overwrite, writer, self.settle)
+            shape = (records, len(self.plan["members"]), m.width_of(self.plan))
+            files = {path / DRAFT_LOGITS: 4 * math.prod(shape), path / DRAFT_MARKS: 16 * records}
+            self.encoder = Encoder(self.plan, planned.codec, planned.uids)
+            self._layout = m.record_for(planned.codec, self.plan)
+            # Rows of another plan are no rows of this one, though they may have its shape.
+            self._salt = np.uint64(int(identity_of(self.plan)[:16], 16))
             kept = all(file.is_file() and file.stat().st_size == size for file, size in files.items())
             for file, size in files.items():
                 if not kept:
@@ -95,6 +96,16 @@ class Draft:
             if kept:
                 self._check()
         self._filled = 0  # places before this one are filled
+
+    @property
+    def plan(self) -> m.Manifest:
+        return self.planned.plan
+
+    def settle(self, plan: m.Manifest) -> m.Manifest:
+        """As a Source of `publish`; the second time with the plan that it returned before."""
+        if "location" not in self.plan:
+            self.planned = self.planned.settled(plan, self.batch_size)
+        return self.plan
 
     def ids(self, rows: np.ndarray, views: np.ndarray) -> np.ndarray:
         """The places of these rows' versions, int64 [M]."""
@@ -126,6 +137,7 @@ class Draft:
         ----------
         ids : ndarray [M], int64
         logits : ndarray [K, M, C], float32
+            As ``planned.predict`` returns them and the encoder has checked them.
         hashes : ndarray [M], uint64
             Of the samples that the members were given.
         """
@@ -134,17 +146,14 @@ class Draft:
         # After the logits: a writer may be killed between the two.
         self._marks[ids] = np.stack([hashes, self._checksums(values, hashes)], 1)
 
-    def target(self, rows: np.ndarray, views: np.ndarray) -> Targets:
+    def target(self, rows: np.ndarray, views: np.ndarray) -> Targets | Moments:
         """The targets of these rows' versions, which are there: with the bits that the finished cache's
         have."""
         records = np.zeros((len(rows), self._layout.bytes), np.uint8)
         views_of = self._layout.views(records)
         for name, field in self._fields(rows, views)[0].items():
             views_of[name][:] = field
-        plan, codec = self.plan, self.planned.codec
-        temperature = None if plan["temperature"] == "any" else plan["temperature"]
-        weights = np.array(plan["weights"], np.float64)
-        return codec.target(views_of, len(plan["classes"]), weights, plan["combiner"], temperature)
+        return targets_from(self.plan, self.planned.codec, views_of)
 
     def find(self) -> TargetCache | None:
         """The finished cache, where this process or another has written it."""

@@ -1,4 +1,4 @@
-"""From the members' logits to the fields of records, on the members' device."""
+"""From the members' rows (logits, or standardised moments) to the fields of records, on their device."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ensdistill.cache.codecs import Batch, Codec, Fields, measured_kl
-from ensdistill.cache.manifest import Manifest, targets_of
+from ensdistill.cache.codecs import Batch, Codec, Fields, measured_cost
+from ensdistill.cache.manifest import Manifest, targets_of, task_of_plan, width_of
 from ensdistill.cache.statistics import Cost
 from ensdistill.data import BadRows
 from ensdistill.loss import encoders
@@ -37,7 +37,12 @@ class Encoder:
 
     def __init__(self, plan: Manifest, codec: Codec, uids: np.ndarray | None = None) -> None:
         self.uids, self.codec = uids, codec
-        self.names, self.classes = plan["members"], len(plan["classes"])
+        self.names, self.classes = plan["members"], width_of(plan)
+        self.task = task_of_plan(plan)
+        self.numbers: int | None = None
+        self.source = "ensemble.predict_logits"
+        if self.task == "regression":
+            self.numbers, self.source = len(plan["classes"]), "ensemble.predict_moments"
         self.weights = torch.tensor(plan["weights"], dtype=torch.float64)
         self.combiner, self.seed, self.rows = plan["combiner"], plan["seed"], plan["rows"]
         self.temperature = None if plan["temperature"] == "any" else float(plan["temperature"])
@@ -56,11 +61,12 @@ class Encoder:
     def batch(
         self, value: Any, view: int | np.ndarray, rows: np.ndarray, lengths: np.ndarray | None
     ) -> Batch:
-        """The members' logits, checked, with all that a codec needs.
+        """The members' rows, checked, with all that a codec needs.
 
         Parameters
         ----------
         value : ndarray or Tensor, float32 [K, N, C]; of sequences [K, N, L, C]
+            Logits; of regression a cache's numbers, which `Standard` makes of moments.
         view : int, or ndarray [N]
         rows : ndarray [N]
             Rows of the cache.
@@ -72,8 +78,8 @@ class Encoder:
         TypeError, ValueError
             Another dtype or shape.
         BadRows
-            NaN, ``+inf``, beyond 1e38, or a row of ``-inf`` only; names member and uid, and has the uids as
-            its rows.
+            NaN, ``+inf``, beyond 1e38, or where a task has no use for it a row of ``-inf`` only, or any
+            ``-inf``; names member and uid, and has the uids as its rows.
         """
         logits = self._shaped(value, len(rows), lengths)
         draw_ids = view * self.rows + rows
@@ -94,6 +100,8 @@ class Encoder:
             impl=_impl(logits.device),
             seed=self.seed,
             floor=self.floor,
+            task=self.task,
+            numbers=self.numbers,
         )
 
     def encode(self, batch: Batch) -> tuple[Fields, dict[str, Cost]]:
@@ -106,7 +114,7 @@ class Encoder:
         """
         encoded = self.codec.encode(batch)
         self._check_fields(encoded.fields, len(batch.uids))
-        kl = measured_kl(self.codec, encoded.fields, batch) if encoded.kl is None else encoded.kl
+        kl = measured_cost(self.codec, encoded.fields, batch) if encoded.kl is None else encoded.kl
         self._check_kl(kl, batch)
         floored = [0] * len(self.targets) if encoded.floored is None else encoded.floored
         costs = {name: Cost(row, count) for name, row, count in zip(self.targets, kl, floored, strict=True)}
@@ -114,7 +122,7 @@ class Encoder:
 
     def _shaped(self, value: Any, count: int, lengths: np.ndarray | None) -> Tensor:
         """The logits of so many samples as [K, records, C]."""
-        source = "ensemble.predict_logits"
+        source = self.source
         logits = value.detach() if isinstance(value, Tensor) else _as_tensor(np.asarray(value))
         shape = (len(self.names), count, self.classes)
         if lengths is None:
@@ -146,9 +154,18 @@ class Encoder:
         low, high = torch.aminmax(logits)  # NaN if one is
         if bool((low >= -_LARGEST) & (high <= _LARGEST)):
             return
-        bad = logits.isnan() | (logits > _LARGEST) | ((logits < -_LARGEST) & ~logits.isneginf())
+        bad = logits.isnan() | (logits.abs() > _LARGEST)
+        if self.task != "regression":
+            bad &= ~logits.isneginf()
         if count := int(bad.sum()):
             k, n, c = bad.nonzero()[0].tolist()
+            if self.task == "regression":
+                raise BadRows(
+                    f"{self.source}: expected numbers within 1e38 times the spread of the predictions; "
+                    f"member {self.names[k]!r} gave {logits[k, n, c].item():g} times it for uid "
+                    f"{int(uids[n])} ({count} such values in this batch)",
+                    uids[[n]],
+                )
             raise BadRows(
                 "ensemble.predict_logits: expected logits within 1e38 of zero, or -inf for a masked class; "
                 f"member {self.names[k]!r} gave {logits[k, n, c].item():g} for uid {int(uids[n])}, class {c} "
@@ -157,7 +174,7 @@ class Encoder:
                 uids[[n]],
             )
         masked = logits.isneginf().all(-1)
-        if bool(masked.any()):
+        if self.task == "classification" and bool(masked.any()):
             k, n = masked.nonzero()[0].tolist()
             at = f"member {self.names[k]!r} gave -inf for every class of uid {int(uids[n])}"
             raise BadRows(f"ensemble.predict_logits: {at}; expected at least one finite logit", uids[[n]])

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ensdistill.cache import manifest as m
 from ensdistill.cache.reader import TargetCache
 from ensdistill.common.files import atomic_path, local_path
 from ensdistill.common.progress import Progress
@@ -44,8 +45,10 @@ def export_parquet(
     Notes
     -----
     Columns ``uid``, ``view``, ``position`` (within a sequence), ``input_hash``; then those of
-    `Codec.columns`: of members ``logits: <name>``, decoded, a list of C float32; of a mixture ``log_probs``;
-    of top-k ``ids``, ``log_probs``, ``tail_log_mass``; of counts ``ids``, ``counts``. The file's metadata
+    `Codec.columns`: of members ``logits: <name>``, decoded, a list of C float32; of a mixture ``log_probs``,
+    of multi-label members ``log_odds``; of top-k ``ids``, ``log_probs``, ``tail_log_mass``; of counts
+    ``ids``, ``counts``. Of regression ``mean: <name>`` and ``variance: <name>``, D float64 in the data's
+    units. The file's metadata
     ``ensdistill`` is the manifest.
     """
     try:
@@ -84,7 +87,13 @@ def _columns(cache: TargetCache, uids: np.ndarray, view: int) -> dict[str, np.nd
         "position": np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]),
         "input_hash": fields["input_hash"],
     }
-    names = ["log_probs"] if cache.temperature is not None else [f"logits: {name}" for name in cache.names]
+    if cache.task == "regression":
+        parts = zip(("mean", "variance"), cache.gather_moments(uids, view), strict=True)
+        given = [(kind, values) for kind, values in parts if values is not None]
+        named = enumerate(m.targets_of(cache.manifest))
+        return columns | {f"{kind}: {name}": values[k] for k, name in named for kind, values in given}
+    mixture = "log_probs" if cache.task == "classification" else "log_odds"
+    names = [mixture] if cache.temperature is not None else [f"logits: {name}" for name in cache.names]
     return columns | cache.codec.columns(fields, len(cache.classes), names)
 
 

@@ -5,6 +5,9 @@ they are wider than the differences that matter. So ``uint8`` stores logits deep
 ``floor`` as ``-inf``, and ``fp16``, which ends at -65504, clamps them there; `Codec.floor` returns that
 depth. At a temperature T such a class has a share of at most exp(-floor / T). The floor is chosen for the
 largest T that the cache is made for. If any row had logits below it, a higher T is refused.
+
+The log-odds of a label have two ends, so the floor of multi-label members is a distance from 0, and log-odds
+beyond it are stored there. Regression has none.
 """
 
 from __future__ import annotations

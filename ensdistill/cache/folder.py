@@ -49,11 +49,12 @@ def remove(files: Iterable[Path]) -> None:
 
 def require_same(place: Path | str, found: m.Manifest, expected: m.Manifest) -> None:
     """Raise CacheMismatch where two manifests or plans differ; ``found`` is the one at ``place``."""
-    # The record, and the file of the uids, follow from other fields: a difference in them would only repeat
-    # theirs.
-    follow = ("record", "uids")
+    # The record, the file of the uids, and measured fields follow from other fields: a difference in them
+    # would only repeat theirs.
+    follow = ("record", "uids", *m.MEASURED)
     found, expected = (
-        {field: value for field, value in body.items() if field not in follow} for body in (found, expected)
+        {"task": m.task_of_plan(body), **{f: value for f, value in body.items() if f not in follow}}
+        for body in (found, expected)
     )
     if differing := differences(found, expected):
         raise CacheMismatch(f"{place}: the folder holds a cache of something else; {ADVICE}:", differing)

@@ -8,29 +8,30 @@ from pathlib import Path
 
 from ensdistill.cache.codecs import Codec
 from ensdistill.cache.errors import CacheLossWarning
-from ensdistill.cache.manifest import Manifest, kl_before
+from ensdistill.cache.manifest import Manifest, cost_before, measure_of
 
-NOTABLE_KL = 0.01
-"""Nats that storing may cost any row without a warning."""
+NOTABLE = 0.01
+"""Nats that storing may cost any row without a warning, or of regression the error in units of the spread."""
 
 
 def warn_of_loss(path: Path, manifest: Manifest, codec: Codec) -> None:
-    """Warn where storing cost a row more than `NOTABLE_KL`, unless the codec needs no such warning."""
-    worst = largest_kl(manifest)
-    if worst <= NOTABLE_KL or codec.lossy_advice is None:
+    """Warn where storing cost a row more than `NOTABLE`, unless the codec needs no such warning."""
+    worst, measure = largest_cost(manifest), measure_of(manifest)
+    if worst <= NOTABLE or codec.lossy_advice is None:
         return
-    mean = manifest["statistics"]["kl"]["mean"]
+    mean = manifest["statistics"][measure]["mean"]
+    cost = f"a KL of {worst:.2g} nats" if measure == "kl" else f"an error of {worst:.2g} of the spread"
     warnings.warn(
-        f"{path}: storing with codec {codec.name!r} cost a row a KL of {worst:.2g} nats, which is more than "
-        f"{NOTABLE_KL:g} (the mean row {mean:.1g}). {codec.lossy_advice}; max_kl= refuses such rows",
+        f"{path}: storing with codec {codec.name!r} cost a row {cost}, which is more than "
+        f"{NOTABLE:g} (the mean row {mean:.1g}). {codec.lossy_advice}; max_{measure}= refuses such rows",
         CacheLossWarning,
         stacklevel=_caller(),
     )
 
 
-def largest_kl(manifest: Manifest) -> float:
-    """The largest cost of storing a row, in nats, with the cost of the caches that this one was made from."""
-    spent = kl_before(manifest)
+def largest_cost(manifest: Manifest) -> float:
+    """The largest cost of storing a row, with the cost of the caches that this one was made from."""
+    spent = cost_before(manifest)
     spent["mixture"] = max(spent.values())
     return max(part["max"] + spent.get(name, 0.0) for name, part in manifest["statistics"]["members"].items())
 

@@ -7,19 +7,26 @@ N-1, sample ``uid`` is row ``uid``; any others are kept in ``uids.safetensors``.
 
 ==================  ========================================================================================
 format              ``"ensdistill-target-cache"``
-format_version      3; 4 where there are ``uids``; 5 where a codec is named by class path; or 2, whose
-                    caches have no ``floor``. A reader refuses every other
-codec               ``uint8``, ``fp16``, ``bf16``, ``fp32``, ``topk-N`` or ``counts-N`` (``codecs/``), or a
-                    class path with its settings: ``my_package.my_codec.MyCodec(bits=4)``
+format_version      3; 4 where there are ``uids``; 5 where a codec is named by class path; 6 where there is a
+                    ``task``; or 2, whose caches have no ``floor``. A reader refuses every other
+task                ``multilabel`` or ``regression``; no such field in a cache of classification
+codec               ``uint8``, ``fp16``, ``bf16``, ``fp32``, ``topk-N`` or ``counts-N``, of regression
+                    ``fp32``, ``fp16``, ``affine16`` or ``uint8`` (``codecs/``), or a class path with
+                    its settings: ``my_package.my_codec.MyCodec(bits=4)``
 seed                of the draws of a codec that draws (``counts-N``); else null
 rows                N
 uids                ``{file, bytes, hash}`` of ``uids.safetensors``, the xxh3_128 of the whole file; no such
                     field where row r has uid r
 members, weights    K names, and K non-negative weights (float64) of the mixture
 combiner            ``prob``, ``logit`` or ``log_prob``
-classes             C names; position is class index
-floor               how far below its row's largest a logit may be and still have a code (``floors.py``);
-                    null where codes reach any depth
+classes             C names of classes or labels, D of numbers; position is index
+location, scale     of regression, float64 [D]: a mean in the data's units is location + scale * number. They
+                    are mean and spread of the mixture's means over the rows, or over 1024 of more; scale is
+                    1 where these are constant
+variance            of regression, true or false: whether each row of a record has D deviations (roots of
+                    variances, in units of scale) after its D means
+floor               how far below its row's largest a logit may be and still have a code (``floors.py``), or
+                    how far from 0 log-odds may be; null where codes reach any depth
 temperature         ``"any"``: members' logits are kept, so the mixture can be formed at every T. A number:
                     only the mixture at this T
 views               the number of versions of each sample
@@ -40,7 +47,9 @@ statistics          ``{kl: {rows, mean, p99, max}, members: {name: ...}}``: KL(s
                     its T; of counts KL(stored || mixture). The part of a member has ``floored`` where
                     logits of so many rows were below the floor, which the KL does not count. ``p99`` is the
                     upper edge of a bin 4.4 % wide, so that it never promises too much. Of a converted cache
-                    it is the KL to the source's targets; the source's own stands in ``fingerprint.derived``
+                    it is the KL to the source's targets; the source's own stands in ``fingerprint.derived``.
+                    Of multi-label members it is the sum of the labels' binary KLs. Of regression the field is
+                    ``error``: the largest absolute error among a row's numbers, in units of ``scale``
 checksum            xxh3_128 of the file's text without this field
 ==================  ========================================================================================
 
@@ -62,15 +71,34 @@ import json
 from typing import Any
 
 from ensdistill.cache.codecs import Codec, Layout, is_built_in, record_of
-from ensdistill.cache.files.checked import FORMAT_VERSION, WITH_CLASS_PATHS, WITH_UIDS
+from ensdistill.cache.files.checked import FORMAT_VERSION, WITH_CLASS_PATHS, WITH_TASKS, WITH_UIDS
+from ensdistill.common.tasks import Task
 
 FORMAT = "ensdistill-target-cache"
+MEASURED = ("location", "scale", "variance")
+"""The fields of regression that follow from the members' predictions."""
 MANIFEST, PLAN, UIDS = "manifest.json", "plan.json", "uids.safetensors"
 BLOCK_BYTES = 1 << 16
 # Records start at a page, so that a block is read and checked by whole pages.
 _PAGE = 4096
 
 Manifest = dict[str, Any]
+
+
+def task_of_plan(plan: Manifest) -> Task:
+    """The task of a manifest or a plan, which those of classification do not hold."""
+    found: Task = plan.get("task", "classification")
+    return found
+
+
+def measure_of(plan: Manifest) -> str:
+    """The field of the statistics that has the cost of storing."""
+    return "error" if task_of_plan(plan) == "regression" else "kl"
+
+
+def width_of(plan: Manifest) -> int:
+    """How many numbers a row of a record has: C, or of regression D means and perhaps D deviations."""
+    return len(plan["classes"]) * (2 if plan.get("variance") else 1)
 
 
 def shard_name(shard: int) -> str:
@@ -111,23 +139,26 @@ def targets_of(manifest: Manifest) -> list[str]:
 def conversions(manifest: Manifest, member: str) -> list[dict[str, Any]]:
     """The conversions ``{from, kl}`` of a member's logits before they were stored in this cache.
 
-    Each has the ``floor`` too, where rows of the source had logits below it.
+    Those of a regressor's moments are ``{from, error}``. Each has the ``floor`` too, where rows of the source
+    had logits below it.
     """
     steps = manifest["fingerprint"].get("derived", [])
     came = max((i for i, step in enumerate(steps) if step.get("add", {}).get("name") == member), default=-1)
     return [step["convert"] for step in steps[came + 1 :] if "convert" in step]
 
 
-def kl_before(manifest: Manifest) -> dict[str, float]:
-    """The sum of the largest KL of each member's conversions before the one that the statistics are of."""
+def cost_before(manifest: Manifest) -> dict[str, float]:
+    """The sum of the largest cost of each member's conversions before the one that the statistics are of."""
     return {
-        name: sum(float(step["kl"]["max"]) for step in conversions(manifest, name))
+        name: sum(float(step[measure_of(manifest)]["max"]) for step in conversions(manifest, name))
         for name in manifest["members"]
     }
 
 
 def format_version_of(plan: Manifest) -> int:
     """The version that a cache of this plan is written in: the oldest whose readers understand it."""
+    if "task" in plan:
+        return WITH_TASKS
     if not all(is_built_in(name) for name in codec_names(plan)):
         return WITH_CLASS_PATHS
     return WITH_UIDS if "uids" in plan else FORMAT_VERSION
@@ -141,7 +172,7 @@ def codec_names(plan: Manifest) -> list[str]:
 
 def record_for(codec: Codec, plan: Manifest) -> Layout:
     """The record that ``codec`` makes of the targets of this plan."""
-    return record_of(codec, len(targets_of(plan)), len(plan["classes"]))
+    return record_of(codec, len(targets_of(plan)), width_of(plan))
 
 
 def layout_of(manifest: Manifest) -> Layout:

@@ -10,6 +10,7 @@ from ensdistill.cache.codecs import stored_codec
 from ensdistill.cache.errors import CacheError, CacheMismatch
 from ensdistill.cache.fingerprint import differences
 from ensdistill.cache.manifest import conversions
+from ensdistill.common.tasks import task_of
 
 if TYPE_CHECKING:
     from ensdistill.cache.reader import TargetCache
@@ -32,6 +33,10 @@ def raw_logits(
         raise ValueError(
             "uids: expected those of the rows that `labels` are of, because a cache has an order of its own "
             "and labels may be in another; got None: pass uids=rows.uids beside rows.labels"
+        )
+    if (task := task_of(ensemble)) != cache.task:
+        raise CacheMismatch(
+            f"logits: the cache {cache.path} is of the task {cache.task}; got an ensemble of {task}"
         )
     made = cache.manifest["fingerprint"]["ensemble"]
     mine = ensemble.fingerprint()
@@ -79,7 +84,8 @@ def raw_logits(
 
 def _require_unshifted(cache: TargetCache) -> None:
     steps = [step for name in cache.names for step in conversions(cache.manifest, name)]
-    codecs = [cache.codec, *(stored_codec(step["from"], cache.trusted, cache.path) for step in steps)]
+    sources = (stored_codec(step["from"], cache.trusted, cache.path, cache.task) for step in steps)
+    codecs = [cache.codec, *sources]
     shifted = sorted({codec.name for codec in codecs if codec.shifts_rows})
     if shifted:
         raise CacheError(
@@ -92,8 +98,11 @@ def _require_unshifted(cache: TargetCache) -> None:
 def require_members(cache: TargetCache, use: str) -> None:
     """Raise CacheError where a cache holds the mixture only, and so has no logits for ``use``."""
     if cache.temperature is not None:
+        rows, codecs = "logits", "uint8, fp16, bf16 or fp32"
+        if cache.task == "regression":
+            rows, codecs = "moments", "fp32, fp16, affine16 or uint8"
         raise CacheError(
             f"{cache.path}: holds the mixture at T = {cache.temperature:g} only ({cache.manifest['codec']}), "
-            f"and {use} needs each member's logits; build a cache with codec uint8, fp16, bf16 or fp32 and "
-            "without `mixture_at`"
+            f"and {use} needs each member's {rows}; build a cache with codec {codecs} and without "
+            "`mixture_at`"
         )

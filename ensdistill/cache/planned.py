@@ -3,17 +3,20 @@ run."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ensdistill.cache import manifest as m
-from ensdistill.cache.codecs import Codec
+from ensdistill.cache.codecs import Codec, codec_of
 from ensdistill.cache.fingerprint import as_json, input_hashes, made_from
-from ensdistill.cache.plan import make_plan
+from ensdistill.cache.plan import make_plan, with_standard
+from ensdistill.cache.standard import Standard
 from ensdistill.cache.teachers import Ensemble, Predict, class_names, predictor
 from ensdistill.cache.uids import row_order
+from ensdistill.common.scalars import plain
+from ensdistill.common.tasks import Task, task_of
 from ensdistill.data import Rows
 from ensdistill.data.samples import in_memory, whole
 
@@ -30,9 +33,11 @@ class Planned:
     Attributes
     ----------
     plan : dict
-        The manifest's fields that are set before the members run.
+        The manifest's fields that are set before the members run. Of regression those that follow from their
+        predictions are missing until `settled`.
     codec : Codec
     predict : callable
+        Of regression in the plan's units, once it is settled; in the data's before.
     rows : Rows
     order : ndarray [N]
         The position among ``rows`` of each row of the cache.
@@ -53,12 +58,47 @@ class Planned:
     augment: Augmentation | None
     seed: int
 
+    def settled(self, plan: m.Manifest, batch_size: int) -> Planned:
+        """The same with this plan: one's own, or that of an unfinished cache of the same things.
+
+        Of regression the members predict for some rows, unless the plan has their location and scale already.
+        """
+        if m.task_of_plan(plan) != "regression":
+            return replace(self, plan=plan)
+        standard = Standard.of(plan)
+        if standard is None:
+            mixture = plan["temperature"] != "any"
+            weights = np.array(plan["weights"], np.float64)
+            standard = Standard.measured(
+                lambda positions: self._moments(positions, batch_size),
+                len(self.rows),
+                weights,
+                mixture=mixture,
+            )
+        own = {field: value for field, value in plan.items() if field not in m.MEASURED}
+        plan = with_standard(own, self.codec, standard)
+        return replace(self, plan=plan, predict=standard.wrap(self.predict))
+
+    def _moments(self, positions: np.ndarray, batch_size: int) -> Any:
+        """The members' moments for these positions among the rows, in their first version."""
+        parts = []
+        for start in range(0, len(positions), batch_size):
+            chosen = positions[start : start + batch_size]
+            inputs, uids = self.rows.inputs[chosen], self.rows.uids[chosen]
+            if self.augment is not None:
+                from ensdistill.data.versions import view_inputs
+
+                inputs = view_inputs(self.augment, inputs, uids, 0, self.seed)
+            parts.append(self.predict(inputs, uids))
+        means, variances = zip(*parts, strict=True)
+        return np.concatenate(means, 1), None if variances[0] is None else np.concatenate(variances, 1)
+
 
 def plan_predictions(
     ensemble: Ensemble,
     rows: Rows,
     *,
-    codec: Codec,
+    codec: str | Codec | None,
     mixture_at: float | None,
     views: int,
     augment: Augmentation | None,
@@ -70,6 +110,8 @@ def plan_predictions(
     """The plan of a cache with these arguments of :func:`cache_targets`, which are checked."""
     if not len(rows):
         raise ValueError("rows: expected at least one; got none")
+    task = task_of(ensemble)
+    codec = codec_of(codec, task)  # a caller may have the codec of this name of another task
     order, uids = row_order(rows.uids)
     predict = predictor(ensemble, rows, augment)
     if augment is None and views > 1:
@@ -91,6 +133,7 @@ def plan_predictions(
         seed=seed,
         max_temperature=max_temperature,
         uids=uids,
+        task=task,
     )
     counts = _lengths(lengths, rows, order)
     # Lazy samples are hashed as they are read for the members: reading them all beforehand would double the
@@ -109,9 +152,7 @@ def plan_predictions(
     return Planned(plan, codec, predict, rows, order, hashes, counts, uids, augment, seed)
 
 
-def check_numbers(
-    batch_size: Any, shard_rows: Any, views: Any, rank: Any, world: Any, seed: Any, max_kl: Any
-) -> None:
+def check_numbers(batch_size: Any, shard_rows: Any, views: Any, rank: Any, world: Any, seed: Any) -> None:
     counts = (("batch_size", batch_size), ("shard_rows", shard_rows), ("views", views), ("world", world))
     for name, value in counts:
         if type(value) is not int or value < 1:
@@ -120,8 +161,29 @@ def check_numbers(
         raise ValueError(f"rank: expected 0 to {world - 1}, one of the {world} writers; got {rank!r}")
     if type(seed) is not int or not 0 <= seed < 2**63:
         raise ValueError(f"seed: expected an integer from 0 to 2**63 - 1; got {seed!r}")
-    if max_kl is not None and not (isinstance(max_kl, int | float) and max_kl >= 0):
-        raise ValueError(f"max_kl: expected a number of at least 0, in nats; got {max_kl!r}")
+
+
+def limit_of(task: Task, max_kl: Any, max_error: Any) -> float | None:
+    """The largest cost of storing a row: ``max_kl``, or ``max_error`` of regression.
+
+    Raises
+    ------
+    ValueError
+        It is no such number, or the other one is given.
+    """
+    kl, error = plain(max_kl), plain(max_error)
+    if (other := kl if task == "regression" else error) is not None:
+        wrong, right = ("max_kl", "max_error") if task == "regression" else ("max_error", "max_kl")
+        raise ValueError(
+            f"{wrong}: expected None, because the task is {task}, which has {right}; got {other!r}"
+        )
+    limit = error if task == "regression" else kl
+    if limit is not None and not (isinstance(limit, int | float) and limit >= 0):
+        name, unit = (
+            ("max_error", "in units of the spread") if task == "regression" else ("max_kl", "in nats")
+        )
+        raise ValueError(f"{name}: expected a number of at least 0, {unit}; got {limit!r}")
+    return limit
 
 
 def _lengths(lengths: Any, rows: Rows, order: np.ndarray) -> np.ndarray | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -46,7 +46,11 @@ class Source(Protocol):
     uids: np.ndarray | None
     """Of the rows, int64 [N]; None where a row is its uid."""
     spent: dict[str, float]
-    """The KL, in nats, that earlier conversions cost each member or the mixture; 0 for a missing name."""
+    """The KL or error that earlier conversions cost each member or the mixture; 0 for a missing name."""
+
+    def settle(self, plan: m.Manifest) -> m.Manifest:
+        """Take this plan: one's own, or that of an unfinished cache of the same things. Return it with the
+        fields that follow from predictions. It is called before the first `encode`."""
 
     def lengths(self, view: int, rows: np.ndarray) -> np.ndarray | None:
         """Records of each of these rows' samples, int64 [N]; None unless they are sequences."""
@@ -66,7 +70,7 @@ def publish(
     rank: int = 0,
     world: int = 1,
     overwrite: bool = False,
-    max_kl: float | None = None,
+    max_cost: float | None = None,
     progress: Progress | None = None,
     trusted: Sequence[str] = (),
 ) -> TargetCache:
@@ -75,17 +79,17 @@ def publish(
     With several writers (``world``) each returns when all are done. The cache is opened with ``trusted``.
     """
     if (cache := finished(path, plan, overwrite, trusted)) is not None:
-        return _within(cache, max_kl, source.spent)
+        return _within(cache, max_cost, source.spent)
     make_folder(path)
     with writing(path, rank, world) as writer:
         with writer.alone():
             if (cache := finished(path, plan, overwrite, trusted)) is not None:  # by another writer, since
-                return _within(cache, max_kl, source.spent)
-            prepare(path, plan, overwrite, writer)
+                return _within(cache, max_cost, source.spent)
+            plan = prepare(path, plan, overwrite, writer, source.settle)
             if source.uids is not None:
                 write_uids(path, plan["uids"], source.uids)
         try:
-            _write(path, plan, source, writer, max_kl, progress)
+            _write(path, plan, source, writer, max_cost, progress)
         except (ValueError, TypeError):
             # Without a commit there is no shard to resume, so the folder is left free for another cache.
             if world == 1 and not any(path.glob("*.commit.json")):
@@ -103,12 +107,14 @@ def make_folder(path: Path) -> None:
         fsync(folder.parent)  # without its name in there, a folder does not outlive a power cut
 
 
-def _within(cache: TargetCache, max_kl: float | None, spent: dict[str, float]) -> TargetCache:
+def _within(cache: TargetCache, max_cost: float | None, spent: dict[str, float]) -> TargetCache:
     parts = cache.manifest["statistics"]["members"]
     largest = max(part["max"] + spent.get(name, 0.0) for name, part in parts.items())
-    if max_kl is not None and largest > max_kl:
+    if max_cost is not None and largest > max_cost:
+        name, unit = _limit_of(cache.manifest)
         raise CacheError(
-            f"max_kl: expected at most {max_kl:g} nats; the cache {cache.path} has a row with {largest:.3g}"
+            f"{name}: expected at most {max_cost:g} {unit}; the cache {cache.path} has a row with "
+            f"{largest:.3g}"
         )
     return cache
 
@@ -136,8 +142,14 @@ def finished(path: Path, plan: m.Manifest, overwrite: bool, trusted: Sequence[st
     return cache
 
 
-def prepare(path: Path, plan: m.Manifest, overwrite: bool, writer: Writer) -> None:
-    """Leave in the folder only files that may be resumed, under a plan that equals ours."""
+def prepare(
+    path: Path,
+    plan: m.Manifest,
+    overwrite: bool,
+    writer: Writer,
+    settle: Callable[[m.Manifest], m.Manifest],
+) -> m.Manifest:
+    """Leave in the folder only files that may be resumed, under a plan that equals ours, and return it."""
     require_no_folders(path)
     try:
         if (path / m.MANIFEST).exists():
@@ -146,7 +158,7 @@ def prepare(path: Path, plan: m.Manifest, overwrite: bool, writer: Writer) -> No
         check_plan(path / m.PLAN, found)
         require_same(path, found, plan)
     except CacheIncomplete:
-        write_checked(path / m.PLAN, plan)
+        pass
     except CacheError as error:
         if not overwrite:
             raise
@@ -155,7 +167,12 @@ def prepare(path: Path, plan: m.Manifest, overwrite: bool, writer: Writer) -> No
                 f"{error}\nIt can't be overwritten: {', '.join(others)} are held by its other writers"
             ) from error
         remove(own_files(path))
-        write_checked(path / m.PLAN, plan)
+    else:
+        # Its location and scale are kept: another run of the members may round them otherwise.
+        return settle({**plan, **{field: found[field] for field in m.MEASURED if field in found}})
+    settled = settle(plan)
+    write_checked(path / m.PLAN, settled)
+    return settled
 
 
 def _write(
@@ -163,7 +180,7 @@ def _write(
     plan: m.Manifest,
     source: Source,
     writer: Writer,
-    max_kl: float | None,
+    max_cost: float | None,
     progress: Progress | None,
 ) -> None:
     """Publish and commit every shard of this writer."""
@@ -179,13 +196,13 @@ def _write(
                 break  # another writer found everything committed, and has tidied up
             if commit is None:
                 advance = None if progress is None else shifted(progress, done, total)
-                made = _encoded_shard(plan, shard, source, max_kl, advance)
+                made = _encoded_shard(plan, shard, source, max_cost, advance)
                 if before is not None:
                     before.result()
                 before = publisher.submit(_publish_shard, path, plan, identity, shard, made)
                 del made
             else:
-                _refuse_worse(max_kl, commit["kl"], plan, shard, None, source.spent)
+                _refuse_worse(max_cost, commit["kl"], plan, shard, None, source.spent)
                 if progress is not None:
                     progress(done + rows, total)
             done += rows
@@ -211,7 +228,7 @@ class _Encoded(NamedTuple):
 
 
 def _encoded_shard(
-    plan: m.Manifest, shard: int, source: Source, max_kl: float | None, progress: Advance | None
+    plan: m.Manifest, shard: int, source: Source, max_cost: float | None, progress: Advance | None
 ) -> _Encoded:
     view, first = m.view_and_first_row(plan, shard)
     rows, width = m.rows_of_shard(plan, shard), plan["record"]["bytes"]
@@ -233,7 +250,7 @@ def _encoded_shard(
             views[name][:] = field
         uids = batch if source.uids is None else source.uids[batch]
         owners = uids if lengths is None else np.repeat(uids, lengths[start:stop])
-        _refuse_worse(max_kl, kl, plan, shard, owners, source.spent)
+        _refuse_worse(max_cost, kl, plan, shard, owners, source.spent)
         for name, values in kl.items():
             parts.setdefault(name, []).append(values if isinstance(values, dict) else statistics.part(values))
         if progress is not None:
@@ -267,14 +284,14 @@ def _publish_shard(path: Path, plan: m.Manifest, identity: str, shard: int, made
 
 
 def _refuse_worse(
-    max_kl: float | None,
+    max_cost: float | None,
     costs: dict[str, Costs],
     plan: m.Manifest,
     shard: int,
     owners: np.ndarray | None,
     spent: dict[str, float],
 ) -> None:
-    if max_kl is None:
+    if max_cost is None:
         return
     for name, cost in costs.items():
         before, where = spent.get(name, 0.0), f"a row of {m.shard_name(shard)}"
@@ -283,10 +300,11 @@ def _refuse_worse(
             where = where if owners is None else f"uid {owners[np.argmax(cost.kl)]}"
         else:
             worst = before + cost["max"]
-        if worst > max_kl:
+        if worst > max_cost:
             share = f" ({before:.3g} of it from the source)" if before else ""
+            limit, unit = _limit_of(plan)
             raise CacheError(
-                f"max_kl: expected at most {max_kl:g} nats for every row; codec {plan['codec']!r} has "
+                f"{limit}: expected at most {max_cost:g} {unit} for every row; codec {plan['codec']!r} has "
                 f"{worst:.3g}{share} for {name!r}, {where}; nothing of its shard was written: choose a more "
                 "exact codec, or allow more"
             )
@@ -310,7 +328,8 @@ def _finish(path: Path, plan: m.Manifest, writer: Writer) -> None:
                     for name in m.targets_of(plan)
                 }
                 shards = [commit["shard"] for commit in commits if commit]
-                finished = {**plan, "shards": shards, "statistics": statistics.summary(members)}
+                figures = statistics.summary(members, m.measure_of(plan))
+                finished = {**plan, "shards": shards, "statistics": figures}
                 write_checked(path / m.MANIFEST, finished)
                 remove(leftovers(path, plan))
                 return
@@ -343,6 +362,13 @@ def _committed(path: Path, identity: str, shard: int, every_byte: bool) -> m.Man
     except (CacheIncomplete, CacheCorrupt):
         return None
     return commit if not every_byte or commit["shard"]["hash"] == digest.hexdigest() else None
+
+
+def _limit_of(plan: m.Manifest) -> tuple[str, str]:
+    """The name of the argument that bounds the cost of storing, and its unit."""
+    return (
+        ("max_error", "of the predictions' spread") if m.measure_of(plan) == "error" else ("max_kl", "nats")
+    )
 
 
 def identity_of(plan: m.Manifest) -> str:

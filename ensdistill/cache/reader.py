@@ -13,25 +13,29 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ensdistill.cache import manifest as m
 from ensdistill.cache.codecs import stored_codec
-from ensdistill.cache.errors import CacheMismatch
+from ensdistill.cache.errors import CacheError, CacheMismatch
 from ensdistill.cache.fingerprint import as_json, differences
 from ensdistill.cache.floors import largest_temperature
 from ensdistill.cache.loss_warning import warn_of_loss
 from ensdistill.cache.manifest import Manifest, files_of, record_for
 from ensdistill.cache.mapped import MappedShards, default_threads
+from ensdistill.cache.standard import Standard
 from ensdistill.cache.streaming import stream
+from ensdistill.cache.targets import targets_from
 from ensdistill.cache.uids import Samples
 from ensdistill.cache.validation import check_codec, read_manifest
 from ensdistill.cache.verifying import verify_bytes, verify_inputs
 from ensdistill.common.progress import Progress
 from ensdistill.common.scalars import whole
+from ensdistill.common.tasks import Task
 
 if TYPE_CHECKING:
     from ensdistill.cache.teachers import Ensemble
     from ensdistill.data import Rows
     from ensdistill.data.augmentation import Augmentation
-    from ensdistill.loss.targets import Targets
+    from ensdistill.loss.targets import Moments, Targets
 
 
 class TargetCache:
@@ -70,7 +74,7 @@ class TargetCache:
         # that.
         self.path = path.absolute()
         self.url, self.trusted = url, tuple(trusted)
-        self.codec = stored_codec(manifest["codec"], self.trusted, self.path)
+        self.codec = stored_codec(manifest["codec"], self.trusted, self.path, m.task_of_plan(manifest))
         self.layout = record_for(self.codec, manifest)
         self._manifest, self._threads = manifest, threads
         self.shards = MappedShards(self.path, manifest, threads or default_threads(), url, as_read)
@@ -169,7 +173,7 @@ class TargetCache:
             found = {field: value for field, value in manifest["fingerprint"].items() if field in expect}
             if differing := differences(found, expect):
                 raise CacheMismatch(f"{path}: the cache was made from something else:", differing)
-        check_codec(path, manifest, stored_codec(manifest["codec"], trusted, path))
+        check_codec(path, manifest, stored_codec(manifest["codec"], trusted, path, m.task_of_plan(manifest)))
         cache = cls(path, manifest, threads, url, trusted, as_read)
         for entry in files_of(manifest):
             if not as_read or (path / entry["file"]).exists():
@@ -185,6 +189,7 @@ class TargetCache:
     def __repr__(self) -> str:
         k, c = len(self.names), len(self.classes)
         size = f"members={k}, rows={len(self)}, classes={c}"
+        size += "" if self.task == "classification" else f", task={self.task!r}"
         return f"TargetCache({str(self.path)!r}, codec={self.codec.name!r}, {size})"
 
     @property
@@ -193,11 +198,26 @@ class TargetCache:
         return self._manifest
 
     @property
+    def task(self) -> Task:
+        return m.task_of_plan(self._manifest)
+
+    @property
+    def location(self) -> np.ndarray | None:
+        """Of regression: the zero of the stored numbers in the data's units, float64 [D]; else None."""
+        return _numbers(self._manifest.get("location"))
+
+    @property
+    def scale(self) -> np.ndarray | None:
+        """Of regression: the unit of the stored numbers in the data's units, float64 [D]; else None."""
+        return _numbers(self._manifest.get("scale"))
+
+    @property
     def names(self) -> tuple[str, ...]:
         return tuple(self._manifest["members"])
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """Names of the C classes or labels, or of the D numbers."""
         return tuple(self._manifest["classes"])
 
     @property
@@ -230,7 +250,7 @@ class TargetCache:
         """
         return self.samples.uids
 
-    def gather(self, uids: np.ndarray, view: int | np.ndarray = 0) -> Targets:
+    def gather(self, uids: np.ndarray, view: int | np.ndarray = 0) -> Targets | Moments:
         """The targets of these samples, as stored: the tensors are strided views of one block of records.
 
         Parameters
@@ -247,6 +267,8 @@ class TargetCache:
             Of a cache that holds the mixture only: QuantizedLogits [1, N, C], LogProbs [N, C], TopK [N, k] or
             Counts [N, S]. Of sequences, N is the number of all their positions, one sequence after the other;
             `lengths` returns the number of each. Each has ``to_logits()``: float32 [K or 1, N, C].
+        Moments (regression) [K or 1, N, D]
+            In standardised units: a mean in the data's units is ``location + scale * mean``.
 
         Raises
         ------
@@ -270,11 +292,9 @@ class TargetCache:
         """
         return self.shards.gather(self.samples.ids(uids, view), out)
 
-    def target_of(self, records: np.ndarray) -> Targets:
+    def target_of(self, records: np.ndarray) -> Targets | Moments:
         """The targets that these raw records hold, as views of them; see `gather`."""
-        classes = len(self._manifest["classes"])
-        fields = self.layout.views(records)
-        target = self.codec.target(fields, classes, self.weights, self.combiner, self.temperature)
+        target = targets_from(self._manifest, self.codec, self.layout.views(records))
         if self.max_temperature is None:
             return target
         members: Any = target  # a mixture has no largest temperature
@@ -283,10 +303,39 @@ class TargetCache:
     def gather_logits(self, uids: np.ndarray, view: int | np.ndarray = 0) -> np.ndarray:
         """The decoded targets, without torch: float32 [K, N, C] logits, or the mixture's log-probabilities.
 
-        Each row is exact up to a shift and its codec's error; raises as `gather` does.
+        Those of multi-label members are log-odds, the mixture's too. Each row is exact up to its codec's
+        error, and of classification up to a shift. Raises as `gather` does, and CacheError for a cache of
+        regression.
+        """
+        if self.task == "regression":
+            raise CacheError(
+                f"{self.path}: is a cache of regression, which has no logits: use gather or gather_moments"
+            )
+        return self.decoded(uids, view)
+
+    def gather_moments(
+        self, uids: np.ndarray, view: int | np.ndarray = 0
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Means and variances of a cache of regression in the data's units, without torch: float64 [K, N, D].
+
+        The variances are None where no member gives one; K is 1 where the cache holds the mixture only.
+        Raises as `gather` does, and CacheError for a cache of another task.
+        """
+        if (standard := Standard.of(self._manifest)) is None:
+            raise CacheError(
+                f"{self.path}: is a cache of {self.task}, which has no moments: use gather_logits"
+            )
+        return standard.in_data_units(self.decoded(uids, view))
+
+    def decoded(self, uids: np.ndarray, view: int | np.ndarray = 0) -> np.ndarray:
+        """The rows of the records as their codec returns them, float32 [K or 1, N, C].
+
+        Of regression they are means and deviations in standardised units, [K or 1, N, D or 2 D]. Raises as
+        `gather` does.
         """
         fields = self.layout.views(self.gather_records(uids, view))
-        return np.ascontiguousarray(self.codec.decode(fields, len(self.classes)).swapaxes(0, 1), np.float32)
+        values = self.codec.decode(fields, m.width_of(self._manifest))
+        return np.ascontiguousarray(values.swapaxes(0, 1), np.float32)
 
     def lengths(self, uids: np.ndarray, view: int | np.ndarray = 0) -> np.ndarray:
         """The number of records (positions) of each sample, int64 [N]; 1 unless they are sequences."""
@@ -300,7 +349,7 @@ class TargetCache:
 
     def stream(
         self, batches: Iterable[np.ndarray | tuple[np.ndarray, int | np.ndarray]]
-    ) -> Iterator[Targets]:
+    ) -> Iterator[Targets | Moments]:
         """The targets of each batch. While some are being used, the next are gathered on another thread.
 
         Parameters
@@ -398,3 +447,7 @@ class TargetCache:
         from ensdistill.cache.recheck import recheck
 
         return recheck(self, ensemble, rows, share, augment, progress)
+
+
+def _numbers(values: list[float] | None) -> np.ndarray | None:
+    return None if values is None else np.array(values, np.float64)

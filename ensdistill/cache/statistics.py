@@ -1,4 +1,5 @@
-"""The cost of storing: every row's KL, summed up so that parts of shards and writers merge exactly."""
+"""The cost of storing: every row's KL or error, summed up so that parts of shards and writers merge
+exactly."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# Sixteen bins to an octave (4.4 % wide) from 2^-60 nats: mergeable, unlike a quantile.
+# Sixteen bins to an octave (4.4 % wide) from 2^-60 (nats): mergeable, unlike a quantile.
 _BINS, _LOWEST = 16, 2.0**-60
 
 Part = dict[str, Any]
@@ -25,7 +26,7 @@ class Cost(NamedTuple):
     Parameters
     ----------
     kl : ndarray [N], float64
-        Nats, not negative.
+        Nats, or of regression an error in units of the predictions' spread; not negative.
     floored : int
         The number of rows that had logits below the floor (``floors.py``).
     """
@@ -58,8 +59,8 @@ def merge(parts: Iterable[Part]) -> Part:
     }
 
 
-def summary(members: dict[str, Part]) -> dict[str, Any]:
-    """``manifest["statistics"]``: over everything, and the part of each member.
+def summary(members: dict[str, Part], measure: str = "kl") -> dict[str, Any]:
+    """``manifest["statistics"]``: over everything, and the part of each member. ``measure`` names the cost.
 
     Examples
     --------
@@ -73,13 +74,13 @@ def summary(members: dict[str, Part]) -> dict[str, Any]:
         if below >= 0.99 * whole["rows"]:
             p99 = 2.0 ** ((bin_ + 1) / _BINS)
             break
-    kl = {
+    cost = {
         "rows": whole["rows"],
         "mean": whole["sum"] / whole["rows"],
         "p99": min(p99, whole["max"]),
         "max": whole["max"],
     }
-    return {"kl": kl, "members": members}
+    return {measure: cost, "members": members}
 
 
 def is_part(value: Any) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from ensdistill.cache.reader import TargetCache
-    from ensdistill.loss.targets import Targets
+    from ensdistill.loss.targets import Moments, Targets
 
 Batch = np.ndarray | tuple[np.ndarray, int | np.ndarray]
 
@@ -22,10 +22,10 @@ Batch = np.ndarray | tuple[np.ndarray, int | np.ndarray]
 _BATCHES, _BYTES = 16, 4 << 20
 
 
-def stream(cache: TargetCache, batches: Iterable[Batch]) -> Iterator[Targets]:
+def stream(cache: TargetCache, batches: Iterable[Batch]) -> Iterator[Targets | Moments]:
     """See `TargetCache.stream`."""
     with ThreadPoolExecutor(1, "ensdistill-cache") as executor:
-        ahead: Future[list[Targets]] | None = None
+        ahead: Future[list[Targets | Moments]] | None = None
         for group in _groups(cache, batches):
             ready, ahead = ahead, executor.submit(_gather, cache, group)
             if ready is not None:
@@ -53,7 +53,7 @@ def _groups(cache: TargetCache, batches: Iterable[Batch]) -> Iterator[list[np.nd
         yield group
 
 
-def _gather(cache: TargetCache, group: list[np.ndarray]) -> list[Targets]:
+def _gather(cache: TargetCache, group: list[np.ndarray]) -> list[Targets | Moments]:
     if len(group) == 1:
         return [cache.target_of(cache.shards.gather(group[0]))]
     records = cache.shards.gather(np.concatenate(group))

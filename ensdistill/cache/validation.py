@@ -10,11 +10,12 @@ from typing import Any
 from ensdistill.cache import statistics
 from ensdistill.cache.codecs import BUILT_IN, Codec, is_codec_name
 from ensdistill.cache.errors import CacheCorrupt, CacheIncomplete
-from ensdistill.cache.files.checked import WITH_CLASS_PATHS, WITH_UIDS, read_checked
+from ensdistill.cache.files.checked import WITH_CLASS_PATHS, WITH_TASKS, WITH_UIDS, read_checked
 from ensdistill.cache.manifest import (
     BLOCK_BYTES,
     FORMAT,
     MANIFEST,
+    MEASURED,
     PLAN,
     UIDS,
     Manifest,
@@ -22,14 +23,17 @@ from ensdistill.cache.manifest import (
     codec_names,
     data_bytes,
     format_version_of,
+    measure_of,
     record_for,
     rows_of_shard,
     shard_count,
     shard_header,
     shard_name,
+    task_of_plan,
     uids_header,
 )
 from ensdistill.common.combiners import COMBINERS
+from ensdistill.common.tasks import TASKS
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -51,6 +55,7 @@ def read_manifest(path: Path) -> Manifest:
         )
         raise CacheIncomplete(f"{path}: no {MANIFEST}: {state}") from None
     _check(path / MANIFEST, manifest, {**_plan_fields(manifest), **SHARD_FIELDS})
+    _check_task(path, manifest)
     members = len(manifest["members"])
     if len(manifest["weights"]) != members:
         raise _unexpected(path, manifest, "weights", f"{members} numbers, one for each member")
@@ -85,6 +90,27 @@ def _unexpected(path: Path, manifest: Manifest, field: str, expectation: str) ->
     return CacheCorrupt(
         f"{path / MANIFEST}: {field}: expected {expectation}; got {repr(manifest[field])[:200]}"
     )
+
+
+def _check_task(path: Path, manifest: Manifest) -> None:
+    """Raise where fields do not fit the manifest's task."""
+    measure = measure_of(manifest)
+    if measure not in manifest["statistics"]:
+        raise _unexpected(path, manifest, "statistics", f"{measure!r}, for {task_of_plan(manifest)}")
+    steps = manifest["fingerprint"].get("derived", [])
+    if any(measure not in step["convert"] for step in steps if "convert" in step):
+        raise _unexpected(path, manifest, "fingerprint", f"conversions with {measure!r}")
+    if task_of_plan(manifest) != "regression":
+        return
+    for field in ("location", "scale"):
+        if len(manifest[field]) != len(manifest["classes"]):
+            raise _unexpected(
+                path, manifest, field, f"{len(manifest['classes'])} numbers, one for each class"
+            )
+    if manifest["temperature"] not in ("any", 1):
+        raise _unexpected(path, manifest, "temperature", "'any' or 1, for regression")
+    if manifest["sequences"]:
+        raise _unexpected(path, manifest, "sequences", "false, for regression")
 
 
 def _check_uids(path: Path, manifest: Manifest) -> None:
@@ -125,7 +151,11 @@ def same_fields(found: Manifest, plan: Manifest) -> tuple[Manifest, Manifest]:
     The version of the format is none of them: an older one does not make it the cache of something else.
     """
     fields = [field for field in plan if field in found and field != "format_version"]
-    return {field: found[field] for field in fields}, {field: plan[field] for field in fields}
+    tasks = [{"task": task_of_plan(body)} for body in (found, plan)]
+    return (
+        {**tasks[0], **{field: found[field] for field in fields}},
+        {**tasks[1], **{field: plan[field] for field in fields}},
+    )
 
 
 def _plan_fields(body: Manifest) -> dict[str, tuple[Callable[[Any], bool], str]]:
@@ -133,6 +163,12 @@ def _plan_fields(body: Manifest) -> dict[str, tuple[Callable[[Any], bool], str]]
     fields = dict(PLAN_FIELDS)
     if version == 2:
         del fields["floor"]
+    task = body.get("task", "classification")
+    if version != WITH_TASKS:
+        del fields["task"]
+    if version != WITH_TASKS or task != "regression":
+        for field in MEASURED:
+            del fields[field]
     if type(version) is int and (version < WITH_UIDS or (version >= WITH_CLASS_PATHS and "uids" not in body)):
         del fields["uids"]
     return fields
@@ -161,6 +197,11 @@ def _number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value) and value >= 0
 
 
+def _reals(value: Any) -> bool:
+    finite = isinstance(value, list) and all(type(x) in (int, float) and abs(x) < 1e300 for x in value)
+    return finite and bool(value)
+
+
 def _names(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
 
@@ -185,13 +226,10 @@ def _converted(step: dict[str, Any]) -> bool:
     if "convert" not in step:
         return True
     about: Any = step["convert"]
-    if (
-        not isinstance(about, dict)
-        or not is_codec_name(about.get("from"))
-        or not isinstance(about.get("kl"), dict)
-    ):
+    if not isinstance(about, dict) or not is_codec_name(about.get("from")):
         return False
-    return _number(about["kl"].get("max")) and _floor(about.get("floor"))
+    cost = about.get("kl", about.get("error"))
+    return isinstance(cost, dict) and _number(cost.get("max")) and _floor(about.get("floor"))
 
 
 def _record(value: Any) -> bool:
@@ -205,11 +243,11 @@ def _floor(value: Any) -> bool:
 def _statistics(value: Any) -> bool:
     if (
         not isinstance(value, dict)
-        or value.keys() != {"kl", "members"}
+        or value.keys() not in ({"kl", "members"}, {"error", "members"})
         or not isinstance(value["members"], dict)
     ):
         return False
-    kl, parts = value["kl"], value["members"].values()
+    kl, parts = value.get("kl", value.get("error")), value["members"].values()
     numbers = (
         isinstance(kl, dict)
         and kl.keys() == {"rows", "mean", "p99", "max"}
@@ -218,10 +256,11 @@ def _statistics(value: Any) -> bool:
     return numbers and bool(parts) and all(map(statistics.is_part, parts))
 
 
-_BUILT_IN = ", ".join(BUILT_IN)
+_BUILT_IN = ", ".join(dict.fromkeys(name for names in BUILT_IN.values() for name in names))
 PLAN_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "format": (lambda v: v == FORMAT, repr(FORMAT)),
-    "format_version": (lambda v: type(v) is int and 2 <= v <= WITH_CLASS_PATHS, f"2 to {WITH_CLASS_PATHS}"),
+    "format_version": (lambda v: type(v) is int and 2 <= v <= WITH_TASKS, f"2 to {WITH_TASKS}"),
+    "task": (lambda v: v in TASKS[1:], f"one of {TASKS[1:]}"),
     "codec": (is_codec_name, f"one of {_BUILT_IN}, or a class path"),
     "seed": (lambda v: v is None or (type(v) is int and 0 <= v < 2**63), "null or a number of at least 0"),
     "rows": (_positive, "a positive integer"),
@@ -230,6 +269,9 @@ PLAN_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "weights": (_weights, "a list of non-negative numbers with a positive sum"),
     "combiner": (lambda v: v in COMBINERS, f"one of {list(COMBINERS)}"),
     "classes": (_names, "a list of names"),
+    "location": (_reals, "a list of finite numbers"),
+    "scale": (lambda v: _reals(v) and all(x > 0 for x in v), "a list of finite numbers above 0"),
+    "variance": (lambda v: type(v) is bool, "true or false"),
     "floor": (_floor, "null or a number above 0"),
     "temperature": (lambda v: v == "any" or (_number(v) and v > 0), "'any' or a number above 0"),
     "views": (_positive, "a positive integer"),
@@ -246,6 +288,6 @@ SHARD_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "shards": (lambda v: isinstance(v, list), "a list"),
     "statistics": (
         _statistics,
-        "{'kl': {'rows', 'mean', 'p99', 'max'}, 'members': ...} with non-negative numbers",
+        "{'kl' or 'error': {'rows', 'mean', 'p99', 'max'}, 'members': ...} with non-negative numbers",
     ),
 }

@@ -15,7 +15,7 @@ from ensdistill.cache.codecs import Codec, Fields, class_paths, codec_of
 from ensdistill.cache.codecs.layout import INPUT_HASH
 from ensdistill.cache.fingerprint import input_hashes
 from ensdistill.cache.floors import TEMPERATURE
-from ensdistill.cache.planned import Planned, check_numbers, plan_predictions
+from ensdistill.cache.planned import Planned, check_numbers, limit_of, plan_predictions
 from ensdistill.cache.publishing import publish
 from ensdistill.cache.reader import TargetCache
 from ensdistill.cache.teachers import Ensemble
@@ -23,6 +23,7 @@ from ensdistill.common.files import local_path
 from ensdistill.common.processes import processes
 from ensdistill.common.progress import Progress
 from ensdistill.common.scalars import plain
+from ensdistill.common.tasks import task_of
 from ensdistill.data import Rows
 from ensdistill.data.reading import ReadAhead
 
@@ -35,12 +36,13 @@ def cache_targets(
     rows: Rows,
     path: Path | str,
     *,
-    codec: str | Codec = "uint8",
+    codec: str | Codec | None = None,
     mixture_at: float | None = None,
     views: int = 1,
     augment: Augmentation | None = None,
     lengths: np.ndarray | None = None,
     max_kl: float | None = None,
+    max_error: float | None = None,
     max_temperature: float = TEMPERATURE,
     seed: int = 0,
     batch_size: int = 1024,
@@ -68,20 +70,22 @@ def cache_targets(
     ----------
     ensemble : Ensemble
         The members: ``predict_logits``, ``names``, ``classes``, ``weights``, ``combiner`` and
-        ``fingerprint()``.
+        ``fingerprint()``; of regressors ``predict_moments``. Its ``task`` is the cache's.
     rows : Rows
         The transfer set: inputs of any kind that the ensemble takes, lazy ones too, with any uids. ``gather``
         takes them. Where they are 0 ... N-1, in any order, the uid is the sample's row in the cache. Any
         others (a data set's own) are kept in the cache, whose rows are in the order of these.
     path : path
         A folder; created if it does not exist.
-    codec : {"uint8", "fp16", "bf16", "fp32", "topk-N", "counts-N"}, import path or Codec
-        How targets are stored; see ``ensdistill.cache.codecs``. ``topk-N`` and ``counts-N`` hold the mixture
-        only. A codec outside the package is given by its import path (``"my_package.my_codec.MyCodec"``, with
-        settings ``"my_package.my_codec.MyCodec(bits=4)"``) or as an instance; see ``docs/extending.md``.
+    codec : {"uint8", "fp16", "bf16", "fp32", "topk-N", "counts-N", "affine16"}, import path or Codec
+        How targets are stored; see ``ensdistill.cache.codecs``. By default ``uint8``, and ``fp32`` of
+        regression, which also has ``fp16``, ``affine16`` and ``uint8``. ``topk-N`` and ``counts-N`` hold the
+        mixture only; multi-label members have no ``counts-N``. A codec outside the package is given by its
+        import path (``"my_package.my_codec.MyCodec"``, with settings
+        ``"my_package.my_codec.MyCodec(bits=4)"``) or as an instance; see ``docs/extending.md``.
     mixture_at : float, optional
         Keep only the mixture at this temperature, a K-th of the bytes. By default every member's logits are
-        kept, which serve every temperature, weighting and combiner.
+        kept, which serve every temperature, weighting and combiner. Of regression only 1.0.
     views : int
         Versions of each sample, each augmented in its own way by ``augment``.
     augment : Augmentation, optional
@@ -91,12 +95,15 @@ def cache_targets(
         In the order of ``rows``: the samples are sequences, of which so many positions count;
         ``predict_logits`` returns [K, N, L, C].
     max_kl : float, optional
-        Refuse to write a shard in which storing costs a row more than so many nats.
+        Refuse to write a shard in which storing costs a row more than so many nats. Not of regression.
+    max_error : float, optional
+        Of regression: refuse to write a shard in which storing moves a number by more than this share of the
+        predictions' spread (``scale``).
     max_temperature : float
         The largest temperature at which members' logits will be used. With ``uint8``, classes so far below
         their row's largest that they have no share at such temperatures are stored as masked (``-inf``), lest
-        they coarsen the others. If a row needed that, the loss refuses higher temperatures. See
-        ``ensdistill.cache.floors``.
+        they coarsen the others; log-odds that far from 0 are stored at that distance. If a row needed that,
+        the loss refuses higher temperatures. See ``ensdistill.cache.floors``.
     seed : int
         Of the augmentation and of the draws of ``counts-N``.
     batch_size : int
@@ -127,9 +134,10 @@ def cache_targets(
         An argument (so a URL as ``path``), or the logits: NaN, ``+inf``, or a row of ``-inf`` only (``-inf``
         elsewhere masks a class). The message names the uid and the member; the shard is not published.
     CacheError
-        ``max_kl``: names the member and the uid.
+        ``max_kl`` or ``max_error``: names the member and the uid.
     CacheLossWarning
-        (a warning) Storing cost some row a KL of more than 0.01 nats; so does opening such a cache.
+        (a warning) Storing cost some row a KL of more than 0.01 nats, or of regression an error of more than
+        0.01 of the spread; so does opening such a cache.
     CacheMismatch
         The folder holds a cache of something else; the message lists the fields that differ.
     CacheLocked
@@ -156,14 +164,16 @@ def cache_targets(
             [0., 0., 0.]])
     >>> folder.cleanup()
     """
-    path, codec = local_path(path), codec_of(codec)
+    task = task_of(ensemble)
+    path, codec = local_path(path), codec_of(codec, task)
+    max_cost = limit_of(task, max_kl, max_error)
     if rank is None and world is None:
         with processes() as group:
             rank, world = group.rank, group.count
     rank, world = 0 if rank is None else rank, 1 if world is None else world
-    numbers = (batch_size, shard_rows, views, rank, world, seed, max_kl)
-    batch_size, shard_rows, views, rank, world, seed, max_kl = (plain(value) for value in numbers)
-    check_numbers(batch_size, shard_rows, views, rank, world, seed, max_kl)
+    numbers = (batch_size, shard_rows, views, rank, world, seed)
+    batch_size, shard_rows, views, rank, world, seed = (plain(value) for value in numbers)
+    check_numbers(batch_size, shard_rows, views, rank, world, seed)
     planned = plan_predictions(
         ensemble,
         rows,
@@ -176,17 +186,16 @@ def cache_targets(
         seed=seed,
         shard_rows=shard_rows,
     )
-    plan = planned.plan
     source = _Predictions(planned, batch_size=batch_size, world=world, workers=workers)
     try:
         return publish(
             path,
-            plan,
+            planned.plan,
             source,
             rank=rank,
             world=world,
             overwrite=overwrite,
-            max_kl=max_kl,
+            max_cost=max_cost,
             progress=progress,
             trusted=class_paths(codec),
         )
@@ -207,9 +216,17 @@ class _Predictions:
     """
 
     def __init__(self, planned: Planned, batch_size: int, world: int, workers: int | None) -> None:
-        self.planned, self.plan, self.uids = planned, planned.plan, planned.uids
+        self.planned, self.uids = planned, planned.uids
         self.batch_size, self.world, self.workers = batch_size, world, workers
         self.spent: dict[str, float] = {}
+
+    @property
+    def plan(self) -> m.Manifest:
+        return self.planned.plan
+
+    def settle(self, plan: m.Manifest) -> m.Manifest:
+        self.planned = self.planned.settled(plan, self.batch_size)
+        return self.plan
 
     @cached_property
     def _encoder(self) -> Any:

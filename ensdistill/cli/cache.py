@@ -32,7 +32,13 @@ from ensdistill.common.errors import WrongArgument
 
 EXAMPLE = "runs/digits/seed-0/cache/targets"
 IN_ORDER = "in-order"
-CODECS = "uint8, fp16, bf16, fp32, topk-N, counts-N, or the import path of a codec of your own"
+CODECS = (
+    "uint8, fp16, bf16, fp32, topk-N, counts-N (of regression fp32, fp16, affine16, uint8), or the import "
+    "path of a codec of your own"
+)
+
+
+_CONVERT = ("codec", "mixture_at", "max_kl", "max_error", "seed", "overwrite")
 
 
 def parsers() -> dict[str, Parser]:
@@ -95,21 +101,27 @@ def parsers() -> dict[str, Parser]:
         "add-member",
         _add,
         "Writes a copy of a target cache with one member more; the others are not run again. The logits are "
-        "a NumPy file, float32 "
-        "[samples, classes], and --uids names the sample of each of its rows.",
+        "a NumPy file, float32 [samples, classes], and --uids names the sample of each of its rows. To a "
+        "cache of regression, --means and perhaps --variances take their place.",
         f"{EXAMPLE} with-forest --name forest --logits forest.npy --uids uids.npy --weight 0.2",
     )
     _folder(sub)
     _out(sub)
     sub.add_argument("--name", required=True, help="the new member's name")
+    sub.add_argument("--logits", type=Path, metavar="FILE.npy", help="float32 [samples, classes]")
     sub.add_argument(
-        "--logits", type=Path, required=True, metavar="FILE.npy", help="float32 [samples, classes]"
+        "--means",
+        type=Path,
+        metavar="FILE.npy",
+        help="of regression: floats [samples, numbers] in the data's units",
     )
+    sub.add_argument("--variances", type=Path, metavar="FILE.npy", help="of regression: the means' variances")
     sub.add_argument(
         "--uids",
         required=True,
         metavar="FILE.npy",
-        help=f"integers [samples]: the uid of each row of --logits; or the word {IN_ORDER}: the cache's rows",
+        help="integers [samples]: the uid of each row of the predictions; or the word "
+        f"{IN_ORDER}: the cache's rows",
     )
     sub.add_argument(
         "--weight",
@@ -122,6 +134,12 @@ def parsers() -> dict[str, Parser]:
         type=number,
         metavar="NATS",
         help="refuse a row whose KL is larger, all conversions added up",
+    )
+    sub.add_argument(
+        "--max-error",
+        type=number,
+        metavar="SHARE",
+        help="of regression: refuse a row whose error is larger, all conversions added up",
     )
 
     sub = command(
@@ -162,6 +180,12 @@ def parsers() -> dict[str, Parser]:
         type=number,
         metavar="NATS",
         help="refuse a row whose KL is larger, all conversions added up",
+    )
+    sub.add_argument(
+        "--max-error",
+        type=number,
+        metavar="SHARE",
+        help="of regression: refuse a row whose error is larger, all conversions added up",
     )
     sub.add_argument(
         "--seed", type=whole_number, default=0, help="the seed of the draws of counts-N (default: 0)"
@@ -328,12 +352,13 @@ def _progress(what: str, unit: str = "samples") -> Iterator[Callable[[int, int],
 def _written(console: Console, cache: TargetCache) -> int:
     if manner().json:
         print_json(about(cache))
-    kl = f"max KL {cache.manifest['statistics']['kl']['max']:.1e}"
+    measure = m.measure_of(cache.manifest)
+    cost = f"max {'KL' if measure == 'kl' else measure} {cache.manifest['statistics'][measure]['max']:.1e}"
     if any(m.conversions(cache.manifest, name) for name in cache.names):
-        kl += f" to the source's targets, whose own is {max(m.kl_before(cache.manifest).values()):.1e}"
+        cost += f" to the source's targets, whose own is {max(m.cost_before(cache.manifest).values()):.1e}"
     console.print(
         f"[green]✓[/] {cache.path}: {len(cache)} records of {cache.layout.bytes} bytes each, "
-        f"{cache.manifest['codec']}, {kl}"
+        f"{cache.manifest['codec']}, {cost}"
     )
     return 0
 
@@ -348,15 +373,28 @@ def _array(option: str, file: Path | str, expected: str) -> Any:
 
 
 def _add(options: argparse.Namespace, console: Console) -> int:
-    source, logits = _open(options), _array("--logits", options.logits, "float32 [samples, classes]")
+    source = _open(options)
+    logits, means, variances = (
+        None if file is None else _array(f"--{option}", file, expected)
+        for option, file, expected in (
+            ("logits", options.logits, "float32 [samples, classes]"),
+            ("means", options.means, "floats [samples, numbers]"),
+            ("variances", options.variances, "floats [samples, numbers]"),
+        )
+    )
+    needed = "means" if source.task == "regression" else "logits"
+    if (means if needed == "means" else logits) is None:
+        raise WrongArgument(f"--{needed}: expected a file, because the cache is of {source.task}; got none")
     in_order = options.uids == IN_ORDER
     uids = (
         source.uids
         if in_order
         else _array("--uids", options.uids, f"integers [samples] (or the word {IN_ORDER})")
     )
-    wanted = {"name": options.name, "logits": logits, "uids": uids, "weight": options.weight}
-    wanted |= {"max_kl": options.max_kl, "overwrite": options.overwrite}
+    wanted = {name: getattr(options, name) for name in ("name", "weight", "max_kl", "max_error", "overwrite")}
+    wanted |= {"logits": logits, "uids": uids}
+    if means is not None or variances is not None:
+        wanted["moments"] = (means, variances)
     with _progress("adding") as progress:
         cache = add_member(source, options.out, **wanted, progress=progress)
     return _written(console, cache)
@@ -389,7 +427,7 @@ def _reweight(options: argparse.Namespace, console: Console) -> int:
 
 
 def _convert(options: argparse.Namespace, console: Console) -> int:
-    wanted = {name: getattr(options, name) for name in ("codec", "mixture_at", "max_kl", "seed", "overwrite")}
+    wanted = {name: getattr(options, name) for name in _CONVERT}
     with _progress("converting") as progress:
         cache = convert(_open(options), options.out, **wanted, progress=progress)
     return _written(console, cache)

@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.table import Table
 
 from ensdistill.cache import manifest as m
 from ensdistill.cache.reader import TargetCache
+from ensdistill.cache.standard import Standard
 
 
 def about(cache: TargetCache) -> dict[str, Any]:
     """The JSON document of a cache."""
     manifest = cache.manifest
+    measure, standard = m.measure_of(manifest), Standard.of(manifest)
     return {
         "folder": str(cache.path),
+        "task": cache.task,
         "samples": len(cache),
         "views": cache.views,
         "records": sum(shard["records"] for shard in manifest["shards"]),
         "record_bytes": cache.layout.bytes,
         "bytes": sum(file["bytes"] for file in m.files_of(manifest)),
         "codec": manifest["codec"],
-        "kl": manifest["statistics"]["kl"],
+        measure: manifest["statistics"][measure],
         "members": dict(zip(cache.names, cache.weights.tolist(), strict=True)),
         "combiner": cache.combiner,
         "temperature": cache.temperature,
         "max_temperature": cache.max_temperature,
         "classes": list(cache.classes),
+        **({} if standard is None else standard.fields()),
         "derived": manifest["fingerprint"].get("derived", []),
     }
 
@@ -34,9 +39,12 @@ def about(cache: TargetCache) -> dict[str, Any]:
 def table_of(cache: TargetCache, folder: str) -> Table:
     """The same for people; ``folder`` as they wrote it."""
     manifest = cache.manifest
-    kl = manifest["statistics"]["kl"]
+    measure = m.measure_of(manifest)
+    cost = manifest["statistics"][measure]
+    name, unit = ("KL", "nats") if measure == "kl" else ("error", "of the spread")
     table = Table.grid(padding=(0, 3))
     table.add_row("folder", folder)
+    table.add_row("task", cache.task)
     views = f", in {cache.views} views" if cache.views > 1 else ""
     records = sum(shard["records"] for shard in manifest["shards"])
     shards = len(manifest["shards"])
@@ -52,24 +60,27 @@ def table_of(cache: TargetCache, folder: str) -> Table:
     to = "the source's" if converted else "the exact"
     table.add_row(
         "codec",
-        f"{manifest['codec']}: KL to {to} targets mean {kl['mean']:.1e}, p99 {kl['p99']:.1e}, max "
-        f"{kl['max']:.1e} nats",
+        f"{manifest['codec']}: {name} to {to} targets mean {cost['mean']:.1e}, p99 {cost['p99']:.1e}, max "
+        f"{cost['max']:.1e} {unit}",
     )
     if converted:
         table.add_row(
             "",
-            f"KL of the source's to the exact targets max {max(m.kl_before(manifest).values()):.1e} nats, "
-            "all steps added up",
+            f"{name} of the source's to the exact targets max {max(m.cost_before(manifest).values()):.1e} "
+            f"{unit}, all steps added up",
         )
     table.add_row(
         "members", ", ".join(f"{n} ({w:.3f})" for n, w in zip(cache.names, cache.weights, strict=True))
     )
-    table.add_row("combiner", cache.combiner)
-    any_ = "any" if cache.max_temperature is None else f"up to {cache.max_temperature:.4g}"
-    table.add_row(
-        "temperature", any_ if cache.temperature is None else f"{cache.temperature:g}: the mixture only"
-    )
-    table.add_row("classes", ", ".join(cache.classes[:12]) + (" ..." if len(cache.classes) > 12 else ""))
+    if cache.task == "regression":
+        _add_standard(table, cache)
+    else:
+        table.add_row("combiner", cache.combiner)
+        any_ = "any" if cache.max_temperature is None else f"up to {cache.max_temperature:.4g}"
+        table.add_row(
+            "temperature", any_ if cache.temperature is None else f"{cache.temperature:g}: the mixture only"
+        )
+        table.add_row("labels" if cache.task == "multilabel" else "classes", _listed(cache.classes))
     if made_by := manifest["fingerprint"].get("views"):
         table.add_row("augmented by", f"{made_by['augment']}, seed {made_by['seed']}")
     for step in manifest["fingerprint"].get("derived", []):
@@ -77,6 +88,22 @@ def table_of(cache: TargetCache, folder: str) -> Table:
             "derived", ", ".join(f"{step_name} {_in_words(made)}" for step_name, made in step.items())
         )
     return table
+
+
+def _add_standard(table: Table, cache: TargetCache) -> None:
+    """The rows of a cache of regression."""
+    standard = Standard.of(cache.manifest)
+    assert standard is not None
+    whose = "each member's" if cache.temperature is None else "the mixture's"
+    table.add_row("moments", f"{whose} means{' and variances' if standard.variance else ', no variances'}")
+    scales = zip(cache.classes, standard.location, standard.scale, strict=True)
+    table.add_row(
+        "numbers", _listed([f"{name} ({zero:.4g}, spread {unit:.4g})" for name, zero, unit in scales])
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:12]) + (" ..." if len(names) > 12 else "")
 
 
 def _size(count: int) -> str:

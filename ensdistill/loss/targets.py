@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ensdistill.common.combiners import Combiner
+from ensdistill.loss.gaussian import gaussian_moments
 
 # What probabilities may be off one in sum: bfloat16 rounds each by up to 0.2 %, a store of few bits by more;
 # logits are further off.
@@ -352,6 +353,46 @@ class Counts(Movable):
     def rows(self, start: int, stop: int) -> Counts:
         """Rows ``start`` to ``stop`` as a view, along the leading dimension beside the classes."""
         return replace(self, ids=self.ids[..., start:stop, :], counts=self.counts[..., start:stop, :])
+
+
+@dataclass(frozen=True, eq=False)
+class Moments(Movable):
+    """Means and variances of K regressors, or of their mixture (K = 1), for each of D numbers.
+
+    A target cache returns them in standardised units: a mean in the data's units is ``location + scale *
+    mean``, a variance ``scale ** 2 * variance``.
+
+    Parameters
+    ----------
+    mean : Tensor [K, ..., D], float32
+    variance : Tensor [K, ..., D], float32, optional
+        At least 0. None where the regressors predict means alone.
+    weights : Tensor [K], float64, optional
+        Non-negative mixture weights; they are normalised to sum to one. Uniform by default.
+
+    Examples
+    --------
+    >>> Moments(torch.tensor([[[1.0]], [[3.0]]]), torch.tensor([[[0.5]], [[0.5]]])).mixture()
+    (tensor([[2.]]), tensor([[1.5000]]))
+    """
+
+    mean: Tensor
+    variance: Tensor | None = None
+    weights: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.mean.shape)
+
+    def rows(self, start: int, stop: int) -> Moments:
+        """Rows ``start`` to ``stop`` as a view, along the leading dimension beside the numbers."""
+        variance = None if self.variance is None else self.variance[..., start:stop, :]
+        return replace(self, mean=self.mean[..., start:stop, :], variance=variance)
+
+    def mixture(self) -> tuple[Tensor, Tensor]:
+        """The mixture's mean and variance, float32 [..., D], by the law of total variance; see
+        :func:`ensdistill.loss.gaussian.gaussian_moments`."""
+        return gaussian_moments(self.mean, self.variance, weights=self.weights)
 
 
 Targets = EnsembleLogits | QuantizedLogits | LogProbs | Probs | TopK | Counts

@@ -93,9 +93,8 @@ class CacheAsYouGo(EnsembleSource):
         shard_rows: int = 4096,
         overwrite: bool = False,
     ) -> None:
-        numbers = (batch_size, shard_rows, views, 0, 1, seed, None)
-        batch_size, shard_rows, views, _, _, seed, _ = (plain(value) for value in numbers)
-        check_numbers(batch_size, shard_rows, views, 0, 1, seed, None)
+        batch_size, shard_rows, views, seed = map(plain, (batch_size, shard_rows, views, seed))
+        check_numbers(batch_size, shard_rows, views, 0, 1, seed)
         check_temperature("max_temperature", max_temperature)
         self.ensemble, self.path, self.codec = ensemble, local_path(path), codec_of(codec)
         self.temperature, self.views, self.augment, self.seed = mixture_at, views, augment, seed

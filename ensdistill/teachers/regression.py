@@ -153,6 +153,27 @@ class RegressionEnsemble(BaseEnsemble):
         silent = alone and self._checked(moments).variance is None
         return Moments(mean, None if silent else total)
 
+    def calibrated(self, moments: Moments | np.ndarray) -> Moments:
+        """The members' moments after calibration, float64 [K, N, D]. The law of total variance alone makes of
+        them the mixture that `combine` returns.
+
+        The fitted noise is each member's variance where none gives one. The fitted factor multiplies the
+        variances, and by its root the distances of the means from the mixture's.
+
+        Raises
+        ------
+        ValueError
+            The moments are not [K, N, D] for the K members.
+        """
+        mean, variance = self._checked(moments)
+        if variance is None and self.noise is not None:
+            variance = np.broadcast_to(self.noise, mean.shape)
+        if self.variance_factor != 1:
+            middle = mixture_moments(mean, None, self.weights)[0]
+            mean = middle + np.sqrt(self.variance_factor) * (mean - middle)
+            variance = None if variance is None else self.variance_factor * variance
+        return Moments(mean, variance)
+
     def predict(self, inputs: Any) -> np.ndarray:
         """The mixture's mean, float64 [N, D]. Inputs as for ``Ensemble.predict_logits``."""
         return self.combine(self.predict_moments(inputs)).mean

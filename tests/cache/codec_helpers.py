@@ -12,7 +12,9 @@ def stored(codec, logits, **options):
     the writer measured."""
     n, k, c = logits.shape
     settings = {"mixture_at": None, "weights": np.full(k, 1 / k), "combiner": "prob", "seed": 0, **options}
-    names, classes = [str(i) for i in range(k)], [str(i) for i in range(c)]
+    codec = codec_of(codec, settings.get("task", "classification"))
+    names = names_of(k)
+    classes = names_of(c if "standard" not in settings else len(settings["standard"].location))
     plan = make_plan(
         members=names,
         classes=classes,
@@ -23,12 +25,14 @@ def stored(codec, logits, **options):
         shard_rows=n,
         **settings,
     )
-    place = record_of(codec_of(codec), k if settings["mixture_at"] is None else 1, c)
+    place = record_of(codec, k if settings["mixture_at"] is None else 1, c)
     records = np.zeros((n, place.bytes), np.uint8)
     views = place.views(records)
-    fields, costs = Encoder(plan, codec_of(codec))(
-        np.ascontiguousarray(logits.swapaxes(0, 1)), 0, np.arange(n), None
-    )
+    fields, costs = Encoder(plan, codec)(np.ascontiguousarray(logits.swapaxes(0, 1)), 0, np.arange(n), None)
     for name, value in fields.items():
         views[name][:] = value
-    return codec_of(codec).decode(views, c), views, np.stack([cost.kl for cost in costs.values()], axis=1)
+    return codec.decode(views, c), views, np.stack([cost.kl for cost in costs.values()], axis=1)
+
+
+def names_of(count):
+    return [str(i) for i in range(count)]

@@ -351,7 +351,7 @@ def test_costs_of_conversions_add_up_to_a_warning(tmp_path, monkeypatch):
         exact = convert(first, tmp_path / "1", codec="fp32")
     cost = first.manifest["statistics"]["kl"]["max"]
     assert exact.manifest["statistics"]["kl"]["max"] == 0 < cost <= 0.01
-    monkeypatch.setattr("ensdistill.cache.loss_warning.NOTABLE_KL", 0.9 * cost)
+    monkeypatch.setattr("ensdistill.cache.loss_warning.NOTABLE", 0.9 * cost)
     for path in (first.path, exact.path):
         with pytest.warns(CacheLossWarning, match=f"a KL of {cost:.2g} nats"):
             TargetCache.open(path)

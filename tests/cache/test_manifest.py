@@ -21,9 +21,9 @@ CONVERTED = {"from": "uint8", "kl": {"max": 0.0}}
 
 
 def test_a_newer_format_is_refused_even_if_its_checksum_is_made_differently(copy):
-    text = (copy / "manifest.json").read_text().replace('"format_version": 3', '"format_version": 6')
+    text = (copy / "manifest.json").read_text().replace('"format_version": 3', '"format_version": 7')
     (copy / "manifest.json").write_text(text)
-    with pytest.raises(CacheMismatch, match="format_version 6, but this ensdistill reads up to 5; upgrade"):
+    with pytest.raises(CacheMismatch, match="format_version 7, but this ensdistill reads up to 6; upgrade"):
         TargetCache.open(copy)
 
 

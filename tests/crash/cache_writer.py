@@ -77,6 +77,32 @@ def with_uids(folder: Path) -> None:
     write(folder, rows=OWN)
 
 
+def moments(folder: Path, pause: float = 0.0) -> None:
+    """A cache of regression, whose units come from the members' first predictions."""
+
+    def predict(inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        time.sleep(pause)
+        values = LOGITS[:, inputs[:, 0].astype(int), :3].astype(np.float64)
+        return 1e3 + values, np.square(values)
+
+    about = {
+        "names": ("a", "b"),
+        "classes": ("x", "y", "z"),
+        "weights": np.array([0.6, 0.4]),
+        "combiner": "prob",
+    }
+    teachers = SimpleNamespace(
+        task="regression", predict_moments=predict, fingerprint=lambda: {"members": ["a", "b"]}, **about
+    )
+    cache_targets(teachers, ROWS, folder, overwrite=True, **OPTIONS)
+
+
+def labels(folder: Path) -> None:
+    teachers = ensemble()
+    teachers.task = "multilabel"
+    cache_targets(teachers, ROWS, folder, overwrite=True, **OPTIONS)
+
+
 def converted(folder: Path) -> None:
     write(source := folder.with_name("source"))
     convert(source, folder, codec="topk-3", mixture_at=1.0)
@@ -121,6 +147,8 @@ STUDENT = "student.safetensors"
 JOBS: dict[str, Callable[[Path], None]] = {
     "write": write,
     "uids": with_uids,
+    "labels": labels,
+    "moments": moments,
     "convert": converted,
     "add-member": with_member,
     "train": trained,

@@ -50,6 +50,12 @@ def test_death_while_uids_are_kept(tmp_path):
     assert steps(tmp_path, "uids")["steps"] > 2 * 13
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("job", ["labels", "moments"])
+def test_death_while_a_cache_of_another_task_is_written(tmp_path, job):
+    assert steps(tmp_path, job)["steps"] > 2 * 12
+
+
 @pytest.mark.parametrize("job", ["convert", "add-member"])
 def test_death_while_a_cache_is_derived(tmp_path, job):
     assert steps(tmp_path, job)["steps"] > 2 * 12

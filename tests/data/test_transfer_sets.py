@@ -15,6 +15,7 @@ from ensdistill.data import BadRows, Rows, Split
 from ensdistill.data import batches as b
 from ensdistill.data.augmentation import FlipImages
 from ensdistill.data.samples import Joined, Lazy, as_samples
+from ensdistill.data.tasks import known_rows
 from ensdistill.data.transfer import (
     Augmented,
     CutMix,
@@ -202,3 +203,24 @@ def test_sources_over_one_base_share_the_search_for_neighbours(monkeypatch):
     np.testing.assert_array_equal(b.hashes(made.rows.inputs[:]), b.hashes(alone.rows.inputs[:]))
     TransferSet(synthetic=sources[:1]).build(split, 3)
     assert len(searches) == 2 + 3 + 1  # nothing is kept
+
+
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+def test_rows_that_are_not_labelled_have_unknown_labels(task):
+    rng = np.random.default_rng(0)
+    labels = (
+        rng.integers(0, 2, (ROWS, 3)).astype(np.int8) if task == "multilabel" else rng.normal(size=(ROWS, 2))
+    )
+    every = Rows(rng.normal(size=(ROWS, 4)), np.arange(ROWS) + 100, labels)
+    parts = [every.take(np.arange(*limits)) for limits in ((0, 30), (30, 50), (50, 60))]
+    split = Split(parts[0], parts[1].without_labels(), parts[2], ("a", "b", "c")[: labels.shape[1]])
+    transfer = TransferSet(synthetic=[Mixup(rows=25)]).build(split, seed=0)
+    rows = transfer.rows
+    assert transfer.origin == (("labelled", 30), ("pool", 20), ("mixup", 25))
+    assert (rows.labels.dtype, rows.labels.shape) == (labels.dtype, (75, labels.shape[1]))
+    assert np.array_equal(rows.labels[:30], labels[:30])
+    assert not known_rows(rows.labels[30:]).any()
+    assert TransferSet(pool=False).build(split, seed=0).rows.labels.shape == (30, labels.shape[1])
+    again = TransferSet(synthetic=[Mixup(rows=25)]).rounds(split, seed=0)
+    made = again.version(rows.inputs, rows.uids, view=1, seed=0)
+    assert np.array_equal(made[:50], rows.inputs[:50])

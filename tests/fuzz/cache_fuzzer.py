@@ -72,7 +72,7 @@ NASTY: tuple[Any, ...] = (
 )
 
 
-def make(folder: Path, sequences: bool, first: int = 0) -> None:
+def make(folder: Path, sequences: bool, first: int = 0, task: str = "classification") -> None:
     """A cache whose uids begin at ``first``; it keeps them where that is not 0."""
     logits = (
         np.random.default_rng(0)
@@ -84,7 +84,9 @@ def make(folder: Path, sequences: bool, first: int = 0) -> None:
         classes=tuple("0123456"),
         weights=np.array([0.5, 0.5]),
         combiner="prob",
+        task=task,
         predict_logits=lambda inputs: logits[:, inputs[:, 0]],
+        predict_moments=lambda inputs: (logits[:, inputs[:, 0]], logits[:, inputs[:, 0]] ** 2),
         fingerprint=lambda: {"members": ["a", "b"], "nested": {"x": [1, 2, {"y": None}]}},
     )
     numbers = np.arange(N)
@@ -98,7 +100,7 @@ def read(folder: Path) -> np.ndarray:
     cache = TargetCache.open(folder)
     uids = cache.uids
     cache.lengths(uids)
-    cache.gather_logits(uids[:3])
+    (cache.gather_moments if cache.task == "regression" else cache.gather_logits)(uids[:3])
     return cache.gather_records(uids)
 
 
@@ -169,13 +171,15 @@ def write_manifest(folder: Path, body: dict[str, Any]) -> None:
 
 
 def manifests(folder: Path, generator: random.Random, rounds: int) -> dict[str, int]:
-    caches = [folder / "plain", folder / "sequences", folder / "uids"]
-    for path, sequences, first in zip(caches, (False, True, False), (0, 0, -7), strict=True):
+    caches = [folder / name for name in ("plain", "sequences", "uids", "labels", "moments")]
+    for path, sequences, first in zip(caches[:3], (False, True, False), (0, 0, -7), strict=True):
         make(path, sequences, first)
+    for path, task in zip(caches[3:], ("multilabel", "regression"), strict=True):
+        make(path, sequences=False, task=task)
     originals = [json.loads((path / "manifest.json").read_text()) for path in caches]
     records, refused = [read(path) for path in caches], 0
     for _ in range(rounds):
-        which = generator.randrange(3)
+        which = generator.randrange(len(caches))
         body = copy.deepcopy(originals[which])
         del body["checksum"]
         mutate(body, generator)

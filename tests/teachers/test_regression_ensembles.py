@@ -205,3 +205,20 @@ def test_wrong_moments_are_refused():
     named = [ArrayMember(name=n, means=mean[0], classes=[n]) for n in "ab"]
     with pytest.raises(ValueError, match=r"^members: b predicts \['b'\]; expected \['a'\]"):
         Ensemble.from_members(named)
+
+
+@FEW
+@given(seeds)
+def test_the_mixture_of_calibrated_members_has_the_fitted_variance(seed):
+    generator = np.random.default_rng(seed)
+    mean, variance = generator.normal(0, 3, (3, 30, 2)), generator.gamma(2, 1, (3, 30, 2))
+    y = mean.mean(0) + generator.normal(0, 10 ** generator.uniform(-1, 1), size=(30, 2))
+    for given_variance in (variance, None):
+        moments = Moments(mean, given_variance)
+        ensemble = regression(mean, given_variance, weights=generator.dirichlet(np.ones(3)))
+        np.testing.assert_array_equal(ensemble.calibrated(moments).mean, mean)  # nothing is fitted yet
+        ensemble.calibrate(moments, y)
+        fitted, wanted = ensemble.calibrated(moments), ensemble.combine(moments)
+        middle, within, between = gaussian.mixture_moments(*fitted, ensemble.weights)
+        np.testing.assert_allclose(middle, wanted.mean, atol=1e-12)
+        np.testing.assert_allclose(within + between, wanted.variance, rtol=1e-9)

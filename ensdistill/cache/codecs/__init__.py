@@ -18,6 +18,12 @@ counts-N    counts u8 [M],                      none on average: E|p~ - p|^2 = (
             ids u8 [ceil(M bits / 8)]           M = min(N, C)
 ==========  ==================================  =============================================================
 
+Multi-label members have the same codecs but ``counts-N`` (``labels.py``). Half precision does not shift their
+log-odds. The error of ``uint8`` is a sum over labels of at most R^2 / 2080800 each. ``topk-N`` has the N
+likeliest labels and the sum of the others' probabilities, which are read as equal. Regression has ``fp32``,
+``fp16`` and the affine codes ``affine16`` and ``uint8`` of standardised means and deviations
+(``numbers.py``).
+
 The first four hold each member's logits, or (with K = 1) the log-probabilities of their mixture at one
 temperature. The last two always hold the mixture. KL bound: if all logits of a row are within e of the stored
 ones, up to a shift, then KL(p || p~) <= e^2 / (2 T^2).
@@ -26,11 +32,19 @@ A codec outside the package derives from `Codec` and is named by its import path
 one.
 """
 
-from ensdistill.cache.codecs.base import Batch, Codec, Encoded, Fields, largest_share_distance, measured_kl
+from ensdistill.cache.codecs.base import (
+    Batch,
+    Codec,
+    Encoded,
+    Fields,
+    largest_share_distance,
+    measured_cost,
+)
 from ensdistill.cache.codecs.comparison import NOISE, Comparison, Tolerance, kl_divergence
 from ensdistill.cache.codecs.layout import Layout, record_of
 from ensdistill.cache.codecs.registry import (
     BUILT_IN,
+    DEFAULT,
     class_paths,
     codec_of,
     is_built_in,
@@ -40,6 +54,7 @@ from ensdistill.cache.codecs.registry import (
 
 __all__ = [
     "BUILT_IN",
+    "DEFAULT",
     "NOISE",
     "Batch",
     "Codec",
@@ -54,7 +69,7 @@ __all__ = [
     "is_codec_name",
     "kl_divergence",
     "largest_share_distance",
-    "measured_kl",
+    "measured_cost",
     "record_of",
     "stored_codec",
 ]

@@ -18,6 +18,7 @@ import numpy as np
 
 from ensdistill.cache.codecs.comparison import Comparison, Tolerance, kl_divergence
 from ensdistill.cache.codecs.names import PACKAGE, written_name
+from ensdistill.common.tasks import Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,12 +43,16 @@ def largest_share_distance(classes: int) -> float:
 
 @dataclass(frozen=True)
 class Batch:
-    """The logits of N records that are to be stored: finite or ``-inf``, at least one in each row finite.
+    """The rows of N records that are to be stored, each C logits, or the numbers of its task.
+
+    Logits of classification are finite or ``-inf``, at least one in each row finite. Those of multi-label
+    members are log-odds, of which any may be ``-inf``. Of regression a row has D means in standardised units,
+    and after them D deviations (roots of variances) or none: finite numbers.
 
     Parameters
     ----------
     logits : Tensor float32 [K, N, C]
-        Of each member, on the device where the members run.
+        Of each member, on the device where the members run; C is D or 2 D of regression.
     names : sequence of str
         The K members.
     weights : Tensor float64 [K]
@@ -64,6 +69,9 @@ class Batch:
         Of the draws; None for codecs that do not draw.
     floor : float or None
         `Codec.floor` of this cache.
+    task : {"classification", "multilabel", "regression"}
+    numbers : int or None
+        D, of regression.
     """
 
     logits: Tensor
@@ -76,18 +84,24 @@ class Batch:
     impl: Impl
     seed: int | None
     floor: float | None
+    task: Task = "classification"
+    numbers: int | None = None
 
     @cached_property
     def mixture(self) -> Tensor:
-        """Log-probabilities of the mixture at ``temperature`` (at 1 where that is None), float64 [N, C]."""
-        from ensdistill.loss.encoders_reference import mixture_log_probs
+        """The mixture at ``temperature`` (at 1 where that is None), float64 [N, C].
 
-        weights = self.weights.to(self.logits.device)
-        return mixture_log_probs(self.logits, None, None, weights, self.temperature or 1.0, self.combiner)
+        Log-probabilities of classification, log-odds of multi-label members, means and deviations of
+        regression.
+        """
+        from ensdistill.cache.codecs.measures import mixture_of
+
+        weights, temperature = self.weights.to(self.logits.device), self.temperature or 1.0
+        return mixture_of(self.task, self.logits, weights, self.combiner, temperature, self.numbers)
 
     @property
     def values(self) -> Tensor:
-        """The rows of a record, float32: members' logits [K, N, C], or log-probabilities [1, N, C]."""
+        """The rows of a record, float32: of the members [K, N, C], or of the mixture [1, N, C]."""
         # float32 holds a log-probability to 6e-8 of itself, which is exact enough for codecs of logits.
         return self.logits if self.temperature is None else self.mixture.float()[None]
 
@@ -100,8 +114,8 @@ class Encoded(NamedTuple):
     fields : dict of str to ndarray [N, *shape]
         As `Codec.fields` names them.
     kl : ndarray float64 [K, N], optional
-        The KL of each row to its stored form (K = 1 for a mixture). By default it is measured from
-        `Codec.decode`.
+        The cost of each row (K = 1 for a mixture): its KL to the stored form, or of regression the largest
+        error of its numbers. By default it is measured from `Codec.decode`.
     floored : sequence of K int, optional
         In how many rows of each member a finite logit was below the floor. By default in none.
     """
@@ -121,6 +135,8 @@ class Codec(ABC):
 
     Attributes
     ----------
+    task : {"classification", "multilabel", "regression"}
+        The task of the rows that it stores; see `Batch`.
     mixture_only : bool
         The codec cannot hold members' logits, only their mixture at one temperature.
     seeded : bool
@@ -136,6 +152,7 @@ class Codec(ABC):
         The advice in the warning about a row whose KL exceeds 0.01 nats; None: no warning is given.
     """
 
+    task: Task = "classification"
     mixture_only = False
     seeded = False
     shifts_rows = False
@@ -178,16 +195,16 @@ class Codec(ABC):
 
     @abstractmethod
     def decode(self, fields: Fields, classes: int) -> np.ndarray:
-        """The stored rows, float32 [N, K, C]: logits, or log-probabilities of the mixture.
+        """The stored rows, float32 [N, K, C]: logits, or of the mixture as `Batch.mixture` has them.
 
-        A row may differ from the given one by a constant (``shifts_rows``). The fields are strided views of
-        the gathered records. NumPy only.
+        Of classification a row may differ from the given one by a constant (``shifts_rows``). The fields are
+        strided views of the gathered records. NumPy only.
         """
 
     def target(
         self, fields: Fields, classes: int, weights: np.ndarray, combiner: Any, temperature: float | None
     ) -> Targets:
-        """The stored rows as tensors for the loss. By default they are decoded.
+        """The stored rows as tensors for the loss; not called for regression. By default they are decoded.
 
         Parameters
         ----------
@@ -199,10 +216,12 @@ class Codec(ABC):
             Of the mixture; None where each member's logits are kept.
         """
         values = np.ascontiguousarray(self.decode(fields, classes), np.float32)
-        return dense_target(member_major(values), weights, combiner, temperature)
+        return dense_target(member_major(values), weights, combiner, temperature, self.task)
 
     def floor(self, classes: int, combiner: str, mixture: bool, max_temperature: float) -> float | None:
         """How far below its row's largest a logit may be and still have a code; None where no limit is set.
+
+        Of multi-label members it is the distance of a log-odds from 0.
 
         Parameters
         ----------
@@ -223,8 +242,10 @@ class Codec(ABC):
     def compare(self, batch: Batch, fields: Fields, stored: Fields, tolerance: Tolerance) -> Comparison:
         """The distance of ``stored`` records from ``fields``, the new encoding of ``batch``.
 
-        By default the distance is the KL from the batch's rows to the decoded ones.
+        By default the distance is the cost of the decoded rows, as `Encoded.kl` has it.
         """
+        if self.task != "classification":
+            return self._compare_costs(batch, stored, tolerance)
         then = self.decode(
             {name: np.ascontiguousarray(field) for name, field in stored.items()}, batch.logits.shape[-1]
         )
@@ -237,21 +258,33 @@ class Codec(ABC):
             distance = kl_divergence(now, then)
         return Comparison("KL", distance, tolerance.kl(now))
 
+    def _compare_costs(self, batch: Batch, stored: Fields, tolerance: Tolerance) -> Comparison:
+        distance = measured_cost(self, stored, batch).T
+        now = batch.values.swapaxes(0, 1).numpy()
+        if self.task == "multilabel":
+            return Comparison("KL", distance, tolerance.label_kl(now))
+        return Comparison("error", distance, tolerance.error(now))
 
-def dense_target(logits: Tensor, weights: np.ndarray, combiner: Any, temperature: float | None) -> Targets:
-    """The loss's target of rows [K, N, C]: members' logits, or the mixture's log-probabilities."""
+
+def dense_target(
+    logits: Tensor, weights: np.ndarray, combiner: Any, temperature: float | None, task: Task
+) -> Targets:
+    """The loss's target of rows [K, N, C]: members' logits, or the mixture as `Batch.mixture` has it."""
     from ensdistill.loss.targets import EnsembleLogits, LogProbs
 
     if temperature is None:
         return EnsembleLogits(logits, tensor(weights), combiner)
+    mixture = logits[0].float()
+    if task == "multilabel":
+        return LogProbs(log_sigmoid(mixture), temperature=temperature)
     # Rows are stored with their largest at 0, where a format of few bits is finest; so they have to be
     # normalised.
-    return LogProbs(logits[0].float().log_softmax(-1), temperature=temperature)
+    return LogProbs(mixture.log_softmax(-1), temperature=temperature)
 
 
-def below_floor(shifted: Tensor, floor: float | None) -> Tensor:
-    """Where a finite value, given with its row's maximum at 0, is below the floor."""
-    return (shifted < -(floor or math.inf)) & ~shifted.isneginf()
+def beyond_floor(shifted: Tensor, floor: float | None) -> Tensor:
+    """Where a finite value is further than the floor from 0: its row's maximum, or log-odds of one half."""
+    return (shifted.abs() > (floor or math.inf)) & ~shifted.isneginf()
 
 
 def shifted_to_zero(values: Tensor) -> Tensor:
@@ -259,18 +292,18 @@ def shifted_to_zero(values: Tensor) -> Tensor:
     return values - values.amax(-1, keepdim=True)
 
 
-def row_kl(log_p: Tensor, decoded: Tensor) -> Tensor:
-    """KL(p || softmax(decoded)) of each row, float64 [N]; both arguments are [N, C]."""
+def log_sigmoid(log_odds: Tensor) -> Tensor:
+    """Logarithms of the probabilities of these log-odds."""
     import torch
 
-    from ensdistill.loss import reference
-
-    return reference.forward_kl(log_p, torch.log_softmax(decoded.double(), -1), 0.0).clamp(min=0)
+    return torch.nn.functional.logsigmoid(log_odds)
 
 
-def measured_kl(codec: Codec, fields: Fields, batch: Batch) -> np.ndarray:
-    """The KL of each row to the form that a reader decodes from these bytes, float64 [K, N]."""
+def measured_cost(codec: Codec, fields: Fields, batch: Batch) -> np.ndarray:
+    """The cost of each row in the form that a reader decodes from these bytes, float64 [K, N]."""
     import torch
+
+    from ensdistill.cache.codecs.measures import row_cost
 
     members, count, classes = batch.logits.shape
     values = codec.decode(fields, classes)
@@ -283,8 +316,10 @@ def measured_kl(codec: Codec, fields: Fields, batch: Batch) -> np.ndarray:
     decoded = torch.from_numpy(np.ascontiguousarray(values, np.float32))
     rows = []
     for k in range(decoded.shape[1]):  # one member at a time, because each takes copies in float64
-        exact = batch.logits[k].double().log_softmax(-1) if batch.temperature is None else batch.mixture
-        rows.append(row_kl(exact, decoded[:, k].to(exact.device)))
+        exact = batch.mixture if batch.temperature is not None else batch.logits[k].double()
+        if batch.task == "classification" and batch.temperature is None:
+            exact = exact.log_softmax(-1)
+        rows.append(row_cost(batch.task, exact, decoded[:, k].to(exact.device)))
     return torch.stack(rows).cpu().numpy()
 
 

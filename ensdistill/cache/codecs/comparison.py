@@ -37,11 +37,12 @@ class Tolerance:
     Parameters
     ----------
     root_kl : float
-        Square root of the largest KL that storing cost, in this cache and the caches that it was made from.
+        Square root of the largest KL that storing cost, in this cache and the caches that it was made from;
+        of regression of the largest error.
     floor : float or None
         How far below its row's largest a logit may be and still have a code.
     moved : ndarray [N]
-        How far noise, and earlier conversions, move a logit or log-probability.
+        How far noise, and earlier conversions, move a logit, a log-probability or a standardised number.
     moved_by_noise : ndarray [N]
         How far noise alone moves it.
     """
@@ -54,6 +55,15 @@ class Tolerance:
     def kl(self, logits: np.ndarray) -> np.ndarray:
         """The KL [N, K] that storing and noise explain for ``logits`` [N, K, C]."""
         return 4 * self.root_kl**2 + (NOISE * largest_size(logits)) ** 2 / 2
+
+    def label_kl(self, logits: np.ndarray) -> np.ndarray:
+        """The same for log-odds, whose KL is a sum over C labels: each adds up to an eighth of a square."""
+        square = logits.shape[-1] * (NOISE * largest_size(logits)) ** 2
+        return 4 * self.root_kl**2 + square / 8
+
+    def error(self, numbers: np.ndarray) -> np.ndarray:
+        """The error [N, K] that storing and noise explain for standardised ``numbers`` [N, K, E]."""
+        return 2 * self.root_kl**2 + self.moved[:, None] + NOISE * largest_size(numbers)
 
 
 def largest_size(logits: np.ndarray) -> np.ndarray:

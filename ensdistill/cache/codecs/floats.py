@@ -15,11 +15,10 @@ from ensdistill.cache.codecs.base import (
     Encoded,
     Fields,
     FieldShapes,
-    below_floor,
+    beyond_floor,
     dense_target,
     member_major,
     records,
-    row_kl,
     shifted_to_zero,
 )
 from ensdistill.data import BadRows
@@ -51,7 +50,7 @@ class Float32(Codec):
     def target(
         self, fields: Fields, classes: int, weights: np.ndarray, combiner: Any, temperature: float | None
     ) -> Targets:
-        return dense_target(self.tensor(fields), weights, combiner, temperature)
+        return dense_target(self.tensor(fields), weights, combiner, temperature, self.task)
 
     def tensor(self, fields: Fields) -> Tensor:
         """The stored logits [K, N, C] as a view in their own dtype."""
@@ -69,13 +68,14 @@ class Float16(Float32):
         import torch
 
         values = batch.values
-        shifted = shifted_to_zero(values)
-        deep = below_floor(shifted, batch.floor)
+        shifted = shifted_to_zero(values) if self.shifts_rows else values
+        deep = beyond_floor(shifted, batch.floor)
         if batch.temperature is None and batch.combiner != "prob":
             _refuse_deep(deep, batch)
         # Clamped, so that -inf keeps its one meaning: a class that the member rules out.
-        half = torch.where(values.isneginf(), -torch.inf, shifted.clamp(min=-HALF)).half()
-        return Encoded({"logits": records(half)}, _kl(values, half), deep.any(-1).sum(-1).tolist())
+        half = torch.where(values.isneginf(), -torch.inf, shifted.clamp(-HALF, HALF)).half()
+        kl = _kl(values, half) if self.shifts_rows else None
+        return Encoded({"logits": records(half)}, kl, deep.any(-1).sum(-1).tolist())
 
     def floor(self, classes: int, combiner: str, mixture: bool, max_temperature: float) -> float | None:
         return HALF
@@ -94,8 +94,9 @@ class BFloat16(Float32):
         # The largest float32 below 2^128 would round up to infinity; differences of logits within 1e38 are
         # smaller.
         values = batch.values
-        half = shifted_to_zero(values).bfloat16()
-        return Encoded({"logits": records(half.view(torch.int16)).view("<u2")}, _kl(values, half))
+        half = (shifted_to_zero(values) if self.shifts_rows else values).bfloat16()
+        kl = _kl(values, half) if self.shifts_rows else None
+        return Encoded({"logits": records(half.view(torch.int16)).view("<u2")}, kl)
 
     def decode(self, fields: Fields, classes: int) -> np.ndarray:
         return (fields["logits"].astype("<u4") << 16).view("<f4")
@@ -110,7 +111,12 @@ def _kl(values: Tensor, half: Tensor) -> np.ndarray:
     """KL [K, N] of rows to their stored form, one member at a time, because each takes copies in float64."""
     import torch
 
-    rows = [row_kl(torch.log_softmax(z.double(), -1), h) for z, h in zip(values, half, strict=True)]
+    from ensdistill.cache.codecs.measures import row_cost
+
+    rows = [
+        row_cost("classification", torch.log_softmax(z.double(), -1), h)
+        for z, h in zip(values, half, strict=True)
+    ]
     return torch.stack(rows).cpu().numpy()
 
 

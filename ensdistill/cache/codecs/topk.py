@@ -89,7 +89,7 @@ class TopK(Codec):
 
     def compare(self, batch: Batch, fields: Fields, stored: Fields, tolerance: Tolerance) -> Comparison:
         """The largest difference of a listed class's log-probability, or of the tail's, which a KL hides."""
-        log_p = batch.mixture.numpy()
+        log_p = self._log_probs(batch)
         then = np.maximum(stored["log_probs"].astype(np.float64), -HALF)
         ids = self._ids(stored, log_p.shape[-1])
         now, rest = np.take_along_axis(log_p, ids, 1), log_p.copy()
@@ -109,6 +109,10 @@ class TopK(Codec):
         return Comparison(
             "log-probabilities apart by", np.maximum(distance, 0.0)[:, None], tolerance.moved[:, None]
         )
+
+    def _log_probs(self, batch: Batch) -> np.ndarray:
+        """Of the batch's mixture, float64 [N, C]."""
+        return batch.mixture.numpy()
 
     def _ids(self, fields: Fields, classes: int) -> np.ndarray:
         return unpack_ids(fields["ids"], self.k, classes)

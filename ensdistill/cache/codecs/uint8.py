@@ -12,7 +12,7 @@ from ensdistill.cache.codecs.base import (
     Encoded,
     Fields,
     FieldShapes,
-    below_floor,
+    beyond_floor,
     largest_share_distance,
     member_major,
     records,
@@ -51,7 +51,7 @@ class Uint8(Codec):
         from ensdistill.loss import encoders
 
         values = batch.values
-        deep = below_floor(shifted_to_zero(values), batch.floor)
+        deep = beyond_floor(shifted_to_zero(values), batch.floor)
         floored = deep.any(-1).sum(-1).tolist()
         if any(floored):
             values = values.masked_fill(deep, -torch.inf)

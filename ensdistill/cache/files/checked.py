@@ -21,7 +21,9 @@ WITH_UIDS = 4
 """The cache keeps its samples' uids."""
 WITH_CLASS_PATHS = 5
 """A codec, of the cache or of one that it was made from, is named by class path."""
-_OLDEST, _NEWEST = 2, WITH_CLASS_PATHS
+WITH_TASKS = 6
+"""The targets are of multi-label members or of regressors."""
+_OLDEST, _NEWEST = 2, WITH_TASKS
 # No manifest comes near this size. A larger file is never read into memory.
 _LARGEST = 1 << 30
 

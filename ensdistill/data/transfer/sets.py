@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from ensdistill.common.random import random_generator
-from ensdistill.data import UNLABELLED, Rows, Split, check_finite
+from ensdistill.data import Rows, Split, check_finite
 from ensdistill.data import batches as b
 from ensdistill.data.samples import as_samples, in_memory, joined, subset, whole
+from ensdistill.data.tasks import unlabelled_like
 from ensdistill.data.transfer.base import Synthetic, needs_ensemble
 from ensdistill.data.transfer.neighbours import shared_searches
 from ensdistill.data.transfer.rounds import Rounds
@@ -28,7 +29,8 @@ class Transfer:
     Parameters
     ----------
     rows : Rows
-        uids 0..M-1 in order. Labels where they are known, -100 elsewhere.
+        uids 0..M-1 in order. Labels of the labelled rows, in the form of their task; those of the pool and of
+        synthetic rows are unknown (-100, -1, or NaN; see :mod:`ensdistill.data.tasks`).
     origin : tuple of (str, int)
         The origins of the rows, in order, with their numbers: ``labelled``, ``pool``, then one entry per
         synthetic source.
@@ -120,8 +122,9 @@ class TransferSet:
             with shared_searches():
                 parts += self._made(base, seed, ensemble, unseen)
         inputs = joined([part for _, part in parts])
-        labels = np.full(len(inputs), UNLABELLED, np.int64)
-        labels[: len(split.labelled)] = split.labelled.labels
+        known = split.labelled.labels
+        more = np.empty((len(inputs) - len(known), *known.shape[1:]), known.dtype)
+        labels = np.concatenate([known, unlabelled_like(more)])
         uids = np.arange(len(inputs), dtype=np.int64)
         rows = Rows(inputs, uids, labels, _weights(split, self.pool, len(inputs)))
         return Transfer(rows, tuple((name, len(part)) for name, part in parts), rounds)
