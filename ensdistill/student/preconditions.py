@@ -78,10 +78,10 @@ def build_student(
         raise ValueError(f"{wanted}; got {list(logits.shape)}")
     if isinstance(first, Tensor) and first.is_floating_point() and task != "regression":
         check_ending(model, first, name)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
+    if not any(one.numel() for one in model.parameters() if one.requires_grad):
         raise ValueError(
             f"factory: {name} has no parameter that can be trained: all have requires_grad=False, as a "
-            "teacher's copy has them; let the factory call requires_grad_(True)"
+            "teacher's copy has them, or are empty; let the factory call requires_grad_(True)"
         )
     return model
 

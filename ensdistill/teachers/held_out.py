@@ -105,10 +105,12 @@ def _selected(ensemble: AnyEnsemble, stored: np.ndarray, rows: Rows, prior_rows:
 
 
 def _loss_of_selection(ensemble: AnyEnsemble, stored: np.ndarray, rows: Rows, prior_rows: float) -> float:
-    """The loss of selections, each on the rows that it was not fitted to."""
-    losses = np.zeros(len(rows))
+    """The loss of selections, each on the rows that it was not fitted to, whose groups are whole."""
+    losses, groups = np.zeros(len(rows)), np.arange(len(rows))
+    if rows.groups is not None:
+        groups = np.unique(rows.groups, return_inverse=True)[1]
     for part in range(CROSSED):
-        held = np.arange(len(rows)) % CROSSED == part
+        held = groups % CROSSED == part
         if not held.any() or held.all():
             continue
         chosen = _selected(ensemble, stored[:, ~held], rows.take(np.flatnonzero(~held)), prior_rows)

@@ -4,6 +4,7 @@ folds."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from ensdistill.common.combiners import Combiner
 from ensdistill.common.random import derive_seed
 from ensdistill.data import BadRows, Rows
-from ensdistill.data.copies import stratified_folds
+from ensdistill.data.copies import equal_inputs, folds_of, merged
 from ensdistill.teachers import held_out as fits
 from ensdistill.teachers.ensemble import Ensemble
 from ensdistill.teachers.existing import ExistingMembers
@@ -112,9 +113,8 @@ def train_ensemble(
         )
     task = labelled.task
     _check_rows(labelled, classes, folds)
-    parts = stratified_folds(
-        labelled.inputs, labelled.labels, folds, derive_seed("folds", seed), labelled.groups
-    )
+    alike = merged(equal_inputs(labelled.inputs)[0], labelled.groups)
+    parts = folds_of(alike, labelled.labels, folds, derive_seed("folds", seed))
     planned: Planned = []
     for recipe in prepare_recipes(recipes, labelled.inputs, len(classes), seed):
         jobs = [
@@ -145,7 +145,7 @@ def train_ensemble(
     if task != "regression":
         temperatures = {name: t for recipe in existing for name, t in recipe.temperatures().items()}
         ensemble.temperatures = np.array([temperatures.get(name, 1.0) for name in names])
-    fits.fit(ensemble, held_out, labelled, prior_rows, select)
+    fits.fit(ensemble, held_out, replace(labelled, groups=alike), prior_rows, select)
     return ensemble, fits.as_predictions(held_out)
 
 

@@ -19,7 +19,7 @@ from ensdistill.teachers.members import ArrayMember
 
 pytestmark = pytest.mark.filterwarnings("ignore::ensdistill.cache.CacheLossWarning")
 DENSE = ["fp32", "fp16", "bf16", "uint8"]
-FEW = settings(max_examples=10, deadline=None)
+FEW = settings(max_examples=4, deadline=None)
 log_odds = st.integers(0, 2**32 - 1)
 
 
@@ -57,7 +57,15 @@ def test_targets_are_the_members_log_odds(tmp_path, codec):
     assert cache.verify_against(teachers, rows, share=1.0) == 230
 
 
-@pytest.mark.parametrize("codec", [*DENSE, "topk-4", "topk-10"])
+@pytest.mark.parametrize(
+    "codec",
+    [
+        "fp32",
+        "uint8",
+        "topk-4",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("fp16", "bf16", "topk-10")),
+    ],
+)
 def test_the_loss_of_a_stored_mixture_is_that_of_the_members(tmp_path, codec):
     teachers, rows = labelled()
     student = torch.from_numpy(np.random.default_rng(3).normal(size=(230, 10)))
