@@ -18,10 +18,10 @@ def test_the_examples_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     codes = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     names = {}
-    search = "ensdistill.student.search.search"
+    search = "ensdistill.student.search"
     with (
-        mock.patch(f"{search}.ordinary_steps", return_value=96),
-        mock.patch(f"{search}.latency_of", return_value=Latency(2e-5, "none")),
+        mock.patch(f"{search}.ordinary.ordinary_steps", return_value=96),
+        mock.patch(f"{search}.ladders.latency_of", return_value=Latency(2e-5, "none")),
     ):
         for code in codes:  # a search by minutes would take these
             exec(compile(code.replace("minutes=3", "trials=1"), "docs/sklearn.md", "exec"), names)

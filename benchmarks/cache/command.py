@@ -62,6 +62,8 @@ def main(arguments: Sequence[str], folder: Path) -> int:
     name = f"cache-{machine.result_name(where, source)}" + ("-quick" if options.quick else "")
     out = options.out or folder / f"{name}.json"
     rounds, seconds = (2, 0.05) if options.quick else (9, 0.4)
+    if options.scratch is not None:
+        options.scratch.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix="ensdistill-bench-", dir=options.scratch))
     try:
         result: dict[str, Any] = {

@@ -20,7 +20,16 @@ from ensdistill.common.fingerprint import digest
 from ensdistill.job.evaluate import evaluate
 from ensdistill.job.preflight import run_preflight
 from ensdistill.student import retention
-from ensdistill.student.retention import LEAST, MOST, NAMES, Features, Rule, standardised
+from ensdistill.student.retention import (
+    LEAST,
+    MOST,
+    NAMES,
+    Features,
+    RetentionRule,
+    moments,
+    shares,
+    standardised,
+)
 
 FILE = "examples.json"
 TEST = 3000  # rows at most
@@ -130,7 +139,7 @@ def gather(
     return found
 
 
-def fit(found: Sequence[Mapping[str, Any]]) -> Rule:
+def fit(found: Sequence[Mapping[str, Any]]) -> RetentionRule:
     """The rule with the smallest error on data sets left out.
 
     The strength of the ridge, and which features are used, is chosen on data sets that are left out; the
@@ -146,19 +155,17 @@ def fit(found: Sequence[Mapping[str, Any]]) -> Rule:
     groups = np.array([one["set"] for one in used])
     if len(set(groups)) < 3:
         raise ValueError(f"found: expected examples of three data sets or more; got {sorted(set(groups))}")
-    x, means, scales = standardised([Features(**one["features"]).vector() for one in used])
-    shares = np.clip([one["kept"] for one in used], LEAST, MOST)
+    x = np.stack([Features(**one["features"]).vector() for one in used])
+    kept = np.clip([one["kept"] for one in used], LEAST, MOST)
     certain = np.minimum(1.0, np.array([_errors(one) for one in used]) / judgement.BEYOND) ** 2
-    all_of = _Examples(x, shares, certain, groups)
+    all_of = _Examples(x, kept, certain, groups)
     left_out = all_of.left_out(lambda others: others.linear(*others.choice()))
     by_mean = all_of.left_out(lambda others: lambda _: np.average(others.y, weights=others.weights))
     names, ridge = all_of.choice()
-    places = [NAMES.index(name) for name in names]
-    centre, mean, slopes = all_of.regression(places, ridge)
-    centres = means[places] + scales[places] * centre
-    return Rule(
+    mean, *numbers = all_of.regression(names, ridge)
+    return RetentionRule(
         names,
-        *(tuple(map(float, values)) for values in (centres, scales[places], slopes)),
+        *(tuple(map(float, values)) for values in numbers),
         mean=mean,
         error=left_out,
         mean_error=by_mean,
@@ -167,12 +174,12 @@ def fit(found: Sequence[Mapping[str, Any]]) -> Rule:
     )
 
 
-Predictor = Callable[[np.ndarray], Any]  # standardised features [M, F] -> shares [M]
+Predictor = Callable[[np.ndarray], Any]  # features [M, F] -> shares [M]
 
 
 @dataclass(frozen=True, eq=False)
 class _Examples:
-    """Standardised features [N, F], shares [N], their weights [N], and the names of their data sets [N]."""
+    """Features [N, F], shares [N], their weights [N], and the names of their data sets [N]."""
 
     x: np.ndarray
     y: np.ndarray
@@ -196,21 +203,24 @@ class _Examples:
 
     def linear(self, names: Sequence[str], ridge: float) -> Predictor:
         places = [NAMES.index(name) for name in names]
-        centre, mean, slopes = self.regression(places, ridge)
-        return lambda x: mean + (x[:, places] - centre) @ slopes
+        line = self.regression(names, ridge)
+        return lambda x: shares(x[:, places], *line)
 
-    def regression(self, places: Sequence[int], ridge: float) -> tuple[np.ndarray, float, np.ndarray]:
-        """The weighted means of the features at ``places`` and of the shares, and the features' slopes."""
-        shares = self.weights / self.weights.sum()
-        x, w = self.x[:, places], self.weights[:, None]
-        mean_x, mean_y = shares @ x, float(shares @ self.y)
-        centred = x - mean_x
-        gram = centred.T @ (w * centred) + ridge * np.eye(len(places))
-        slopes = np.linalg.solve(gram, centred.T @ (self.weights * (self.y - mean_y)))
-        return mean_x, mean_y, slopes
+    def regression(
+        self, names: Sequence[str], ridge: float
+    ) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
+        """The mean of the shares; of each feature the mean, the deviation and the slope."""
+        x = self.x[:, [NAMES.index(name) for name in names]]
+        means, scales = moments(x, self.weights)
+        z, w = standardised(x, means, scales), self.weights[:, None]
+        mean = float(np.average(self.y, weights=self.weights))
+        gram = z.T @ (w * z) + ridge * np.eye(len(names))
+        return mean, means, scales, np.linalg.solve(gram, z.T @ (self.weights * (self.y - mean)))
 
 
-def write(rule: Rule, found: Sequence[Mapping[str, Any]], source: Mapping[str, Any], examples: Path) -> None:
+def write(
+    rule: RetentionRule, found: Sequence[Mapping[str, Any]], source: Mapping[str, Any], examples: Path
+) -> None:
     """Keep the rule in the package, and the examples that it is learned from among the results."""
     command = "python -m benchmarks quality --fit-rule"
     write_json(examples, {"benchmark": "quality, examples of the rule", "source": dict(source),

@@ -69,6 +69,8 @@ def main(arguments: Sequence[str], folder: Path) -> int:
         "settings": {"rounds": rounds, "quick": options.quick},
         "students": [],
     }
+    if options.scratch is not None:
+        options.scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="ensdistill-bench-", dir=options.scratch) as scratch:
         for case in chosen:
             try:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from torch import Tensor, nn
-from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
+from ensdistill.common.adamw import AdamW
 from ensdistill.common.scalars import plain_fields
 
 # Trainings replace "auto" by numbers before they compute with it, so type checkers see numbers.

@@ -15,9 +15,10 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau, SequentialLR
 
+from ensdistill.common.adamw import AdamW
 from ensdistill.common.describe import class_path, describe
 from ensdistill.common.optimization import Optimization
 from ensdistill.common.scalars import plain_fields, real, whole

@@ -202,8 +202,9 @@ def stratified_split(
     inputs = as_samples(inputs)
     if len(labels) != len(inputs) or task_of_labels(labels) is None:
         raise ValueError(
-            f"labels: expected int64 [{len(inputs)}], one for each input; got {labels.dtype} "
-            f"{list(labels.shape)}"
+            f"labels: expected one for each of {len(inputs)} inputs, as int64 [N] (classes), int8 [N, C] "
+            f"(multi-label) or float64 [N, D] (regression); got {labels.dtype} {list(labels.shape)}: "
+            "as_multilabels and as_numbers of ensdistill.data convert others"
         )
     given, labels, names = labels, strata_of(labels), tuple(classes)
     if given.ndim > 1:

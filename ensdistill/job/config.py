@@ -224,9 +224,9 @@ class DistillConfig:
         The members' augmentation, which the direct baseline may use too: it is trained with and without, and
         the better on held-out folds of the labelled rows is *direct*.
     folds : int
-        Folds of the labelled rows, on which *direct* chooses whether to use ``augment``, its weight decay,
-        dropout (where the model has an argument of that name), number of steps, and temperature. Rows with
-        equal inputs are in one fold.
+        Folds of the labelled rows, on which *direct* chooses whether to use ``augment``, its learning rate
+        (where it is not set), weight decay, dropout (where the model has an argument of that name), number of
+        steps, and temperature. Rows with equal inputs are in one fold.
     label_smoothing : float
         Label smoothing of the baseline *direct with label smoothing*.
     mixed_precision : {"no", "bf16", "fp16"}
@@ -264,6 +264,11 @@ class DistillConfig:
             raise ValueError(
                 f"distill.label_smoothing: expected a share in [0, 1); got {self.label_smoothing}"
             )
+
+    @property
+    def max_temperature(self) -> float:
+        """The largest temperature of a student's loss, for which the cache has to be made."""
+        return max((student.loss or self.loss).temperature for student in self.students.values())
 
 
 @dataclass(frozen=True)

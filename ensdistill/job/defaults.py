@@ -20,15 +20,16 @@ from ensdistill.common.optimization import Optimization
 from ensdistill.common.optimizers import StudentOptimization
 from ensdistill.data.preprocess import HashedNgrams
 from ensdistill.data.samples import as_samples, form
-from ensdistill.data.transfer import Exchange, SpliceTexts, TransferSet
+from ensdistill.data.transfer import CutMix, Exchange, Mixup, SpliceTexts, TransferSet
 from ensdistill.job.config import CacheConfig, DistillConfig, TeachersConfig
 from ensdistill.job.student_config import StudentConfig
 from ensdistill.models import CNN, MLP, BagOfNgrams
 from ensdistill.teachers.recipes import Recipe, SklearnMembers, TorchMembers
 
 NETWORKS = 3  # networks of one kind in the ensemble
-SYNTHETIC = (5_000, 80_000)  # rows made from those of a table: at least, at most
-SPLICED = (2_000, 20_000)  # texts made of two: members take longer for a text than for a row of numbers
+# Unlabelled samples beside the labelled ones: so many for each real one, at least, at most. Those that the
+# pool lacks are made. Members take longer for a text than for a row of numbers.
+ROWS, IMAGES, TEXTS = (20, 5_000, 80_000), (12, 12_000, 60_000), (6, 2_000, 20_000)
 # Steps, batch sizes and learning rates are auto: trainings find them by their rows.
 NETWORK = Optimization(weight_decay=0.05)
 STUDENT, DIRECT = StudentOptimization(), StudentOptimization(weight_decay=0.05)
@@ -49,8 +50,8 @@ def defaults(samples: Any, labelled: int, pool: int = 0) -> Defaults:
 
     Tables and arrays [N, F]: boosted trees, extremely randomised trees and three networks; synthetic rows
     by exchange with neighbours where the pool is small; a network with two hidden layers as the student.
-    Images: convolution networks. Texts: linear models of TF-IDF, and means of n-gram embeddings; synthetic
-    texts of a beginning and an end where the pool is small.
+    Images: convolution networks; where the pool is small, arrays are mixed and cut. Texts: linear models of
+    TF-IDF, and means of n-gram embeddings; synthetic texts of a beginning and an end where the pool is small.
 
     Parameters
     ----------
@@ -79,7 +80,7 @@ def defaults(samples: Any, labelled: int, pool: int = 0) -> Defaults:
         return _of_texts(labelled, pool)
     shape = samples[:1].shape[1:] if kind in ("array", "tensor") else ()
     if kind == "images" or len(shape) == 3:
-        return _of_images()
+        return _of_images(labelled, pool, shape)
     if kind in ("array", "tensor"):
         return _of_numbers(labelled, pool, StandardScaler() if len(shape) == 1 else "auto")
     raise TypeError(
@@ -89,7 +90,7 @@ def defaults(samples: Any, labelled: int, pool: int = 0) -> Defaults:
 
 
 def _of_numbers(labelled: int, pool: int, preprocess: Any) -> Defaults:
-    made = 0 if pool >= 4 * labelled else _bounded(20 * labelled, *SYNTHETIC)
+    made = _lacking(labelled, pool, *ROWS)
     synthetic = [Exchange(rows=made)] if made else []  # docs/data.md has the comparison
     members: list[Recipe] = [
         SklearnMembers(
@@ -109,11 +110,14 @@ def _of_numbers(labelled: int, pool: int, preprocess: Any) -> Defaults:
     return replace(made_of, teachers=replace(made_of.teachers, select=True))
 
 
-def _of_images() -> Defaults:
+def _of_images(labelled: int, pool: int, shape: tuple[int, ...]) -> Defaults:
     network = partial(CNN, channels=[16, 32], hidden=[64], dropout=0.3)
     members: list[Recipe] = [TorchMembers(network, NETWORKS, optimization=NETWORK)]
     student = partial(CNN, channels=[8, 16], activation="silu", pooling="average")
-    return _job(members, [], student, "auto")
+    # Pictures in files may have unlike sizes, which cannot be mixed.
+    half = _lacking(labelled, pool, *IMAGES) // 2 if shape else 0
+    synthetic = [Mixup(rows=half), CutMix(rows=half)] if half else []
+    return _job(members, synthetic, student, "auto")
 
 
 def _of_texts(labelled: int, pool: int) -> Defaults:
@@ -130,7 +134,7 @@ def _of_texts(labelled: int, pool: int) -> Defaults:
             preprocess=NGRAMS,
         ),
     ]
-    made = 0 if pool >= 4 * labelled else _bounded(6 * labelled, *SPLICED)
+    made = 0 if pool >= 4 * labelled else _lacking(labelled, 0, *TEXTS)
     synthetic = [SpliceTexts(rows=made)] if made else []
     student = partial(BagOfNgrams, width=32, dropout=0.3)
     return _job(members, synthetic, student, NGRAMS)
@@ -144,5 +148,6 @@ def _job(members: list[Recipe], synthetic: list[Any], model: Any, preprocess: An
     )
 
 
-def _bounded(value: int, least: int, most: int) -> int:
-    return max(least, min(value, most))
+def _lacking(labelled: int, pool: int, factor: int, least: int, most: int) -> int:
+    """How many samples the pool lacks."""
+    return max(0, max(least, min(factor * (labelled + pool), most)) - pool)

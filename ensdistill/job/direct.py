@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import inspect
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,13 +36,34 @@ from ensdistill.student.live import Figures
 from ensdistill.teachers.stack import train_stack
 from ensdistill.teachers.stack.validation import as_float32
 
-DECAYS = (10.0, 100.0)  # times the configured weight decay
 DROPOUTS = (0.2, 0.5)
-SHORTER = (4, 16)  # the steps divided by so much; the regularisation is chosen at the first
+SHORTER = (4, 16)  # the steps divided by so much; all else is chosen at the first
 # AdamW multiplies the parameters by 1 - learning rate · weight decay in every step; beyond this the decay
 # outweighs any gradient.
 LARGEST_DECAY = 0.1
 AUTOMATIC = "automatic.json"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The factors of settings that the folds try, in the order of growing distance from 1.
+
+    Parameters
+    ----------
+    rates : tuple of float
+        Of the learning rate, which is divided by them, too.
+    decays, finer_decays : tuple of float
+        Of the weight decay; a finer one is tried where it is next to the best of the others.
+    """
+
+    rates: tuple[float, ...] = ()
+    decays: tuple[float, ...] = (10.0, 100.0)
+    finer_decays: tuple[float, ...] = ()
+
+
+GIVEN = Grid()
+FOUND = Grid(rates=(3.0, 9.0))  # of a learning rate that short trainings found
+FEW, OF_FEW = 1000, replace(FOUND, finer_decays=(3.0, 30.0))  # labelled rows
 
 
 @dataclass(frozen=True)
@@ -55,6 +76,8 @@ class Recipe:
     weight_decay, dropout : float
     augmented : bool
     label_smoothing : float
+    learning_rate : float or None
+        None: that of the settings.
     """
 
     steps: int
@@ -62,18 +85,25 @@ class Recipe:
     dropout: float
     augmented: bool
     label_smoothing: float = 0.0
+    learning_rate: float | None = None
 
     def __str__(self) -> str:
         smoothing = f", label smoothing {self.label_smoothing:g}" if self.label_smoothing else ""
         kind = "augmented" if self.augmented else "plain"
+        rate = "" if self.learning_rate is None else f", learning rate {self.learning_rate:g}"
         return (
             f"{kind}, {self.steps} steps, weight decay {self.weight_decay:g}, dropout "
-            f"{self.dropout:g}{smoothing}"
+            f"{self.dropout:g}{rate}{smoothing}"
         )
 
     def optimization(self, base: StudentOptimization) -> StudentOptimization:
+        rate = base.learning_rate if self.learning_rate is None else self.learning_rate
         return replace(
-            base, steps=self.steps, weight_decay=self.weight_decay, label_smoothing=self.label_smoothing
+            base,
+            steps=self.steps,
+            learning_rate=rate,
+            weight_decay=self.weight_decay,
+            label_smoothing=self.label_smoothing,
         )
 
     def factory(self, model: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
@@ -102,9 +132,9 @@ def train_baselines(
 ) -> dict[str, Any]:
     """Train *direct* and *direct with label smoothing*, and fit the temperatures of both.
 
-    Augmentation, weight decay, dropout and number of steps are those with the lowest NLL on held-out folds of
-    the labelled rows (see
-    :func:`_search`). The temperatures are fitted to the same predictions. The test rows have no part in it.
+    Augmentation, weight decay, dropout, number of steps, and a learning rate that is not set are those with
+    the lowest NLL on held-out folds of the labelled rows (see :func:`_search`). The temperatures are fitted
+    to the same predictions. The test rows have no part in it.
 
     Returns
     -------
@@ -116,7 +146,7 @@ def train_baselines(
         [
             [describe(student.network), describe(student.baseline), describe(settings.augment)],
             [settings.folds, settings.label_smoothing, settings.mixed_precision],
-            [DECAYS, DROPOUTS, SHORTER, LARGEST_DECAY],
+            [describe([GIVEN, FOUND, OF_FEW]), DROPOUTS, SHORTER, LARGEST_DECAY],
             [split.labelled, split.test.inputs, seed, torch.__version__, torch.get_num_threads()],
             *preprocess_setting(student, split),
             *student.trained_by,
@@ -131,7 +161,7 @@ def train_baselines(
     student = replace(student, model=prepared.factory)
     search = _Search(student, settings, split, seed, prepared)
     folds = _Folds(search, folder, inputs, partial(report, "folds"))
-    direct = _search(student, settings, folds)
+    direct = _search(student, settings, folds, _grid(found, len(split.labelled)))
     smoothed = replace(direct, label_smoothing=settings.label_smoothing)
     folds.nll(direct, smoothed)
     shutil.rmtree(folder / "folds", ignore_errors=True)
@@ -191,13 +221,20 @@ def _numbers(
     return found
 
 
-def _search(student: StudentConfig, settings: DistillConfig, folds: _Folds) -> Recipe:
+def _grid(found: Automatic | None, labelled: int) -> Grid:
+    """Where the learning rate is configured, it stays. Trainings on few rows are short, so more is tried."""
+    if found is None or "learning_rate" not in found.names:
+        return GIVEN
+    return OF_FEW if labelled <= FEW else FOUND
+
+
+def _search(student: StudentConfig, settings: DistillConfig, folds: _Folds, grid: Grid) -> Recipe:
     """The recipe with the lowest held-out NLL; of equals the one nearest to the configuration.
 
     One choice after the other, so that the whole costs about as much as two trainings of the folds at full
-    length: augmentation, weight decay and dropout at a quarter of the steps, then the number of steps. Fewer
-    steps of a schedule of their own are this search's early stopping: a model that overfits is stopped before
-    it does.
+    length, or three where the learning rate is not configured: augmentation, weight decay, dropout and
+    learning rate at a quarter of the steps, then the number of steps. Fewer steps of a schedule of their own
+    are this search's early stopping: a model that overfits is stopped before it does.
     """
     base, own = student.baseline, dropout_of(student.network)
     short = max(1, base.steps // SHORTER[0])
@@ -212,17 +249,39 @@ def _search(student: StudentConfig, settings: DistillConfig, folds: _Folds) -> R
             start = stronger
         return start
 
-    decays = [factor * (base.weight_decay or 0.01) for factor in DECAYS]
-    decays = [d for d in decays if base.decays and d * base.learning_rate <= LARGEST_DECAY]
-    best = climb(best, lambda v: replace(best, weight_decay=v), decays)
+    def decays(factors: Sequence[float]) -> list[float]:
+        found = [factor * (base.weight_decay or 0.01) for factor in factors]
+        return [d for d in found if base.decays and d * base.learning_rate <= LARGEST_DECAY]
+
+    best = climb(best, lambda v: replace(best, weight_decay=v), decays(grid.decays))
+    for value in _beside(best.weight_decay, decays(grid.finer_decays)):
+        best = folds.best(best, replace(best, weight_decay=value))
     # Another dropout may be another list of layers, which weights from a file would not fit.
     if own is not None and student.weights is None:
-        best = climb(
-            best, lambda v: replace(best, dropout=v), [dropout for dropout in DROPOUTS if dropout > own]
-        )
+        dropouts = [dropout for dropout in DROPOUTS if dropout > own]
+        best = climb(best, lambda v: replace(best, dropout=v), dropouts)
+    # The rate was found by trainings that are shorter still. Short ones need higher rates, so at full length
+    # the one that was found is a choice, too.
+    found = best
+    for factors in (grid.rates, [1 / factor for factor in grid.rates]):
+        if best == found:
+            values = [float(f"{factor * base.learning_rate:.2g}") for factor in factors]
+            values = [v for v in values if not base.decays or v * best.weight_decay <= LARGEST_DECAY]
+            best = climb(best, lambda v: replace(found, learning_rate=v), values)
     lengths = dict.fromkeys([base.steps, *(max(1, base.steps // factor) for factor in SHORTER)])
     # Longest first: of equals the configured number of steps is kept.
-    return folds.best(*[replace(best, steps=steps) for steps in lengths])
+    recipes = [replace(found, steps=base.steps), *(replace(best, steps=steps) for steps in lengths)]
+    return folds.best(*dict.fromkeys(recipes))
+
+
+def _beside(value: float, values: Sequence[float]) -> list[float]:
+    """The nearest of the values below and above one.
+
+    >>> _beside(0.2, [0.1, 0.35, 0.7])
+    [0.1, 0.35]
+    """
+    below, above = [v for v in values if v < value], [v for v in values if v > value]
+    return sorted(below)[-1:] + sorted(above)[:1]
 
 
 class _Folds:

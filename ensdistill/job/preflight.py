@@ -47,9 +47,10 @@ def _counts(run: RunFolder, seed: int) -> dict[str, int]:
 
 
 def _sizes(run: RunFolder, seed: int, held_out: Sequence[HeldOut]) -> dict[str, float | None]:
-    """Each student's parameters, over those of the median member; None of an estimator. A student that a
-    search has yet to find has no entry."""
-    median = float(np.median([member.parameters for member in held_out[0].ensemble.members]))
+    """Each student's parameters, over those of the median member with weight; None of an estimator. A student
+    that a search has yet to find has no entry."""
+    members = held_out[0].ensemble.weighted().members
+    median = float(np.median([member.parameters for member in members]))
     found: dict[str, float | None] = {}
     for name, student in run.config.distill.students.items():
         if not student.searched or run.is_finished(Unit("search", seed, name)):

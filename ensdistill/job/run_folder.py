@@ -216,9 +216,8 @@ class RunFolder:
             return digest([*common, *made_by, split.labelled, list(split.classes), folds])
         if unit.stage == "cache":
             # A cache is made for temperatures up to that of the students, but not for less than the default.
-            higher = (
-                [config.distill.loss.temperature] if config.distill.loss.temperature > TEMPERATURE else []
-            )
+            most = config.distill.max_temperature
+            higher = [most] if most > TEMPERATURE else []
             # Synthetic rows that equal a test row are replaced.
             unseen = [split.test.inputs] if config.cache.transfer.synthetic else []
             made_from = [self.digest(unit.needs()[0]), describe(config.cache), split.pool, *unseen]

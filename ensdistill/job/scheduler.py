@@ -11,9 +11,10 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +22,7 @@ from ensdistill.common.errors import message
 from ensdistill.common.files import exclusive, read_json
 from ensdistill.common.fingerprint import digest
 from ensdistill.job.config import Config
-from ensdistill.job.helpers import Helpers
+from ensdistill.job.helpers import Helpers, StartWorker
 from ensdistill.job.run_folder import RunFolder, Unit, finish, is_done
 from ensdistill.job.student_files import describe_students
 
@@ -118,9 +119,9 @@ def _execute(folder: RunFolder, todo: list[Unit], reload: Callable[[], Config], 
     messages = context.SimpleQueue()
     # The workers are always separate processes, also a single one: the numbers then can't depend on how many
     # there are.
-    arguments = (reload, messages, config.threads)
-    helpers = Helpers(context, _start_worker, arguments, most)
-    with _pool(workers, context, arguments) as pool:
+    start_worker = partial(_start_worker, reload, config.threads)
+    helpers = Helpers(context, start_worker, most)
+    with _pool(workers, context, start_worker, messages) as pool:
         waiting, running = list(todo), dict[Future[Any], Unit]()
         while waiting or running:
             ready = [
@@ -133,8 +134,7 @@ def _execute(folder: RunFolder, todo: list[Unit], reload: Callable[[], Config], 
                 running[pool.submit(_work, unit)] = unit
             helpers.help(list(running.values()), most - len(running), config)
             done, _ = wait(running, timeout=0.1, return_when=FIRST_COMPLETED)
-            while not messages.empty():
-                show, *shown = messages.get()
+            for show, *shown in (*_waiting(messages), *helpers.messages()):
                 getattr(display, show)(*shown)
             for future in done:
                 unit = running.pop(future)
@@ -146,6 +146,12 @@ def _execute(folder: RunFolder, todo: list[Unit], reload: Callable[[], Config], 
                 left = [one.stage for one in (*waiting, *running.values())]
                 if unit.stage == "cache" and "cache" not in left:
                     _forecast(folder, display)
+
+
+def _waiting(messages: Any) -> Iterator[Any]:
+    """The messages in the workers' queue."""
+    while not messages.empty():
+        yield messages.get()
 
 
 def _forecast(folder: RunFolder, display: Display) -> None:
@@ -161,9 +167,9 @@ class _pool:
     """A process pool that takes its processes with it when it is left by an exception (Ctrl-C, a failed
     unit)."""
 
-    def __init__(self, workers: int, context: Any, arguments: tuple[Any, ...]) -> None:
+    def __init__(self, workers: int, context: Any, start_worker: StartWorker, messages: Any) -> None:
         self.executor = ProcessPoolExecutor(
-            workers, mp_context=context, initializer=_start_worker, initargs=arguments
+            workers, mp_context=context, initializer=start_worker, initargs=(messages,)
         )
 
     def __enter__(self) -> ProcessPoolExecutor:
@@ -192,7 +198,7 @@ def _start_tracker() -> None:
             os.environ["PYTHONWARNINGS"] = before
 
 
-def _start_worker(reload: Callable[[], Config], messages: Any, threads: int) -> RunFolder:
+def _start_worker(reload: Callable[[], Config], threads: int, messages: Any) -> RunFolder:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     # A parent that was killed can't say goodbye: without this its workers would go on writing into a run that
     # is started anew.

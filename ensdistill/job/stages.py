@@ -66,9 +66,8 @@ def _cache(run: RunFolder, unit: Unit, folder: Path, report: UnitProgress) -> di
         labelled_targets(ensemble, config.cache, run.held_out(unit.seed), member)
         for member in (None, run.record(before)["best_member"])
     )
-    return cache(
-        config.cache, targets, best, transfer, config.distill.loss.temperature, unit.seed, folder, report
-    )
+    temperature = config.distill.max_temperature
+    return cache(config.cache, targets, best, transfer, temperature, unit.seed, folder, report)
 
 
 def _direct(run: RunFolder, unit: Unit, folder: Path, report: UnitProgress) -> dict[str, Any]:

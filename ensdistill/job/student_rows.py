@@ -100,7 +100,7 @@ def _with_labelled(
         rows,
         folder,
         codec=config.codec,
-        max_temperature=max(TEMPERATURE, run.config.distill.loss.temperature),
+        max_temperature=max(TEMPERATURE, run.config.distill.max_temperature),
         seed=seed,
         overwrite=True,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from ensdistill.common.scalars import whole
 RESAMPLES = 4000
 LEVEL = 0.95
 _CELLS = 2**22  # count matrices of at most 32 MB at a time
+Statistic = Callable[[np.ndarray], np.ndarray]  # from row weights [R, N] to values [R, M]
 
 
 def resampled_means(
@@ -50,26 +51,70 @@ def resampled_means(
     >>> bool(np.allclose(draws[:, 1] - draws[:, 0], 2))
     True
     """
+    statistics = [weighted_means(rows) for rows in values]
+    return resampled(
+        statistics, [len(rows) for rows in values], weights=weights, resamples=resamples, seed=seed
+    )
+
+
+def weighted_means(rows: np.ndarray) -> Statistic:
+    """The means of the columns of rows [N, M] for sets of row weights."""
+
+    def values(weights: np.ndarray) -> np.ndarray:
+        means: np.ndarray = weights @ rows / np.maximum(weights.sum(1, keepdims=True), 1e-300)
+        return means
+
+    return values
+
+
+def resampled(
+    statistics: Sequence[Statistic],
+    sizes: Sequence[int],
+    *,
+    weights: Sequence[np.ndarray] = (),
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> np.ndarray:
+    """As :func:`resampled_means`, for any statistics of a seed's rows.
+
+    Parameters
+    ----------
+    statistics : list of callable
+        One for each seed: from row weights [R, N_s], which are how often each row was drawn, times its own
+        weight, to the statistics [R, M] of each of the R draws.
+    sizes : list of int
+        The number of rows N_s of each seed.
+
+    Returns
+    -------
+    ndarray [resamples, M], float64
+        Means over the drawn seeds.
+
+    Examples
+    --------
+    >>> roots = weighted_means(np.array([[1.0], [9.0]]))
+    >>> draws = resampled([lambda weights: np.sqrt(roots(weights))], [2])
+    >>> [round(float(value), 3) for value in np.unique(draws)]
+    [1.0, 2.236, 3.0]
+    """
     if not whole(resamples) or resamples < 2000:
         raise ValueError(f"resamples: expected an integer of at least 2000; got {resamples!r}")
     rng = np.random.default_rng(seed)
-    chosen = rng.integers(len(values), size=(resamples, len(values)))
-    sums = np.zeros((resamples, values[0].shape[1]))
-    for index, rows in enumerate(values):
-        n = len(rows)
-        targets = np.nonzero(chosen == index)[
-            0
-        ]  # a resample stands here as often as it drew this seed, each time with new rows
+    chosen = rng.integers(len(sizes), size=(resamples, len(sizes)))
+    sums: np.ndarray | None = None
+    for index, (statistic, n) in enumerate(zip(statistics, sizes, strict=True)):
+        # A resample stands here as often as it drew this seed, each time with new rows.
+        targets = np.nonzero(chosen == index)[0]
         for start in range(0, len(targets), step := max(1, _CELLS // n)):
             part = targets[start : start + step]
             drawn = rng.integers(n, size=(len(part), n)) + n * np.arange(len(part))[:, None]
-            counts = np.bincount(drawn.ravel(), minlength=n * len(part)).reshape(len(part), n)
-            if len(weights):
-                each = counts * weights[index]
-                np.add.at(sums, part, each @ rows / np.maximum(each.sum(1, keepdims=True), 1e-300))
-            else:
-                np.add.at(sums, part, counts @ rows / n)
-    return sums / len(values)
+            counts = np.bincount(drawn.ravel(), minlength=n * len(part)).reshape(len(part), n).astype(float)
+            found = statistic(counts * weights[index] if len(weights) else counts)
+            if sums is None:
+                sums = np.zeros((resamples, found.shape[1]))
+            np.add.at(sums, part, found)
+    assert sums is not None  # each resample has drawn a seed
+    return sums / len(sizes)
 
 
 def interval(draws: np.ndarray) -> tuple[float, float]:

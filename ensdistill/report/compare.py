@@ -14,19 +14,20 @@ from rich.text import Text
 
 from ensdistill.common import files
 from ensdistill.report import html
+from ensdistill.report.measures import MEASURES, Metric
 from ensdistill.report.table import (
     check_version,
     gain_cell,
     kept_cell,
     look,
+    metric_cell,
     milliseconds,
     parameters,
     size,
 )
-from ensdistill.report.verdict import KIND_LABELS, METRIC_LABELS, headline
+from ensdistill.report.verdict import KIND_LABELS, headline
 
 KINDS = ("ensemble", "best_member", "direct", "student")
-METRICS = ("accuracy", "nll", "brier")
 STUDENT = KIND_LABELS["student"]  # the row that stands out
 LABEL_WIDTH, COLUMN_WIDTH = 24, 18  # of the table in a terminal
 
@@ -49,14 +50,20 @@ def compared(runs: Sequence[tuple[str, dict[str, Any]]]) -> list[Column]:
     Raises
     ------
     ValueError
-        A report was written by another version.
+        A report was written by another version, or the runs have different tasks.
     """
     columns = []
+    first = runs[0]
     for run, report in runs:
         try:
             check_version(report)
         except ValueError as error:
             raise ValueError(f"{run}: {error}") from error
+        if report["task"] != first[1]["task"]:
+            raise ValueError(
+                f"{run}: expected a run of the same task as {first[0]}, {first[1]['task']}; got "
+                f"{report['task']}. Their metrics have nothing in common: compare runs of one task"
+            )
         columns += [_column(run, report, name, student) for name, student in report["students"].items()]
     return columns
 
@@ -68,18 +75,20 @@ def _column(run: str, report: dict[str, Any], name: str, student: dict[str, Any]
         ("data", "rows with labels"): str(data["labelled"]),
         ("data", "without (pool)"): str(data["pool"]),
         ("data", "for testing"): str(data["test"]),
-        ("data", "classes"): str(data["classes"]),
+        ("data", MEASURES[report["task"]].outputs): str(data["classes"]),
         ("data", "seeds"): str(len(report["seeds"])),
         ("ensemble", "members"): str(len(report["members"])),
     }
-    for metric in METRICS:
-        section = "accuracy %" if metric == "accuracy" else METRIC_LABELS[metric]
+    gains, kept = student["gains"]["student"], student["retained_gain"]
+    strongest = student["strongest"]["all"]
+    for section, metric in ((m.heading, m.name) for m in MEASURES[report["task"]].compared):
         for kind in KINDS:
-            cells[section, KIND_LABELS[kind]] = _mean(models[kind], metric)
-        cells[section, "student - direct"] = gain_cell(metric, student["gains"]["student"][metric])
-        cells[section, "kept over direct"] = kept_cell(student["retained_gain"][metric])
-        strongest = student["strongest"]["all"][metric]
-        cells[section, "kept over strongest"] = kept_cell(strongest["retained_gain"])
+            cells[section, KIND_LABELS[kind]] = metric_cell(models[kind], metric)
+        gain = gain_cell(metric, gains[metric]) if metric in gains else "-"
+        over = kept_cell(strongest[metric]["retained_gain"]) if metric in strongest else "-"
+        cells[section, "student - direct"] = gain
+        cells[section, "kept over direct"] = kept_cell(kept[metric]) if metric in kept else "-"
+        cells[section, "kept over strongest"] = over
     for label, kind in (("ensemble", "ensemble"), ("student", "student")):
         model = models[kind]
         cells["cost to serve", f"{label}, parameters"] = parameters(model["parameters"])
@@ -88,11 +97,6 @@ def _column(run: str, report: dict[str, Any], name: str, student: dict[str, Any]
             time = milliseconds(model["latency_ms"][batch]["p50"])
             cells["cost to serve", f"{label}, ms {batch.replace('_', ' ')}"] = time
     return Column(f"{run}: {name}", run, headline(name, student), look(student), cells)
-
-
-def _mean(model: dict[str, Any], metric: str) -> str:
-    value = model[metric]["mean"]
-    return f"{100 * value:.2f}" if metric == "accuracy" else f"{value:.3f}"
 
 
 def differences(runs: Sequence[tuple[str, dict[str, Any], list[dict[str, str]] | None]]) -> list[str]:
@@ -105,6 +109,7 @@ def differences(runs: Sequence[tuple[str, dict[str, Any], list[dict[str, str]] |
         are unknown.
     """
     (first, report, rows), *others = runs
+    noun = MEASURES[report["task"]].outputs
     found = []
     for name, other, own in others:
         both = f"{first} and {name}"
@@ -121,7 +126,7 @@ def differences(runs: Sequence[tuple[str, dict[str, Any], list[dict[str, str]] |
         else:
             unlike = [part for part in ("test", "labelled", "pool") if part in sizes]
         if "test" in unlike or "classes" in sizes:
-            found.append(f"{both} have other test rows or classes: their figures are not comparable.")
+            found.append(f"{both} have other test rows or {noun}: their figures are not comparable.")
         elif unlike:
             words = {"labelled": "labelled rows", "pool": "pools"}
             found.append(
@@ -147,23 +152,28 @@ def comparison_table(columns: Sequence[Column], width: int = 80) -> Group:
 
 
 def figures_table(report: dict[str, Any]) -> Table:
-    """Accuracy and NLL of the ensemble, and of each student beside direct training, with the share kept."""
+    """The deciding metrics of the ensemble, and of each student beside direct training, with the share
+    kept."""
+    deciding = MEASURES[report["task"]].deciding
+    head = ["", *(cell for metric in deciding for cell in (metric.heading, "kept")), "bytes"]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1))
-    for i, name in enumerate(("", "accuracy %", "kept", "NLL", "kept", "bytes")):
+    for i, name in enumerate(head):
         table.add_column(name, justify="right" if i else "left", no_wrap=bool(i))
     ensemble = report["models"]["ensemble"]
-    table.add_row("ensemble", *_figures(ensemble), size(ensemble["bytes"]))
+    table.add_row("ensemble", *_figures(ensemble, deciding), size(ensemble["bytes"]))
     for name, student in report["students"].items():
         direct, own = (student["models"][kind] for kind in ("direct", "student"))
-        kept = [kept_cell(student["retained_gain"][metric]) for metric in METRICS[:2]]
+        retained = student["retained_gain"]
+        kept = [kept_cell(retained[m.name]) if m.name in retained else "-" for m in deciding]
         table.add_row(Text(name, "italic"))
-        table.add_row("  direct", *_figures(direct), size(direct["bytes"]))
-        table.add_row("  student", *_figures(own, kept), size(own["bytes"]), style="bold")
+        table.add_row("  direct", *_figures(direct, deciding), size(direct["bytes"]))
+        table.add_row("  student", *_figures(own, deciding, kept), size(own["bytes"]), style="bold")
     return table
 
 
-def _figures(model: dict[str, Any], kept: Sequence[str] = ("", "")) -> list[str]:
-    return [_mean(model, "accuracy"), kept[0], _mean(model, "nll"), kept[1]]
+def _figures(model: dict[str, Any], deciding: Sequence[Metric], kept: Sequence[str] = ("", "")) -> list[str]:
+    pairs = zip(deciding, kept, strict=True)
+    return [cell for metric, share in pairs for cell in (metric_cell(model, metric.name), share)]
 
 
 def _table(columns: Sequence[Column]) -> Table:

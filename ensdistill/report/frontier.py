@@ -3,17 +3,23 @@ and as a picture."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ensdistill.report.figures import COLOURS, INK, OTHER, styled
+from ensdistill.report.drawing import COLOURS, INK, OTHER, styled
+from ensdistill.report.measures import MEASURES, Metric
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-GOALS = ("nll", "accuracy")
-NAMES = {"nll": "NLL", "accuracy": "accuracy"}
-MARKERS = {"nll": "o", "accuracy": "s"}
+GOALS = ("nll", "accuracy")  # of a search for a classifier
+MARKERS = ("o", "s")
+
+
+def goals(found: Mapping[str, Any]) -> list[Metric]:
+    """The metrics whose kept shares the search goes by: the deciding ones of its task, likelihood first."""
+    deciding = MEASURES[found.get("task", "classification")].deciding
+    return [m for m in reversed(deciding) if all(m.name in one["kept"] for one in found["points"])]
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
@@ -24,16 +30,20 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     found : mapping
         The JSON of an :class:`ensdistill.student.search.SearchResult`.
     """
-    head = ["", "parameters", "bytes", "1 row", "kept NLL", "kept accuracy", "NLL", "accuracy", "agreement"]
+    metrics = goals(found)
+    agreeing = "agreement" in found["ensemble"]
+    head = ["", "parameters", "bytes", "1 row", *(f"kept {m.label}" for m in metrics)]
+    head += [*(m.label for m in metrics), *["agreement"] * agreeing]
     rows = [head]
     for one in found["points"]:
         mark = "→" if one["candidate"] == found["chosen"] else "·" if one["frontier"] else " "
-        rows.append([f"{mark} {one['candidate']}", *_sizes(one), *_kept(one), *_means(one["figures"])])
+        shares, means = _kept(one, metrics), _means(one["figures"], metrics)
+        rows.append([f"{mark} {one['candidate']}", *_sizes(one), *shares, *means])
     direct = found["direct"]
-    rows.append(
-        [f"  direct, {direct['candidate']}", *_sizes(direct), "0 %", "0 %", *_means(direct["figures"])]
-    )
-    rows.append(["  ensemble", "", "", "", "100 %", "100 %", *_means(found["ensemble"])])
+    none, all_of_it = ([share] * len(metrics) for share in ("0 %", "100 %"))
+    means = _means(direct["figures"], metrics)
+    rows.append([f"  direct, {direct['candidate']}", *_sizes(direct), *none, *means])
+    rows.append(["  ensemble", "", "", "", *all_of_it, *_means(found["ensemble"], metrics)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     text = [
         "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
@@ -45,7 +55,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         f"{cost['seconds'][role]:.0f} s"
         for role in ("student", "direct")
     )
-    starred = any(one["kept"][m]["basis"] == "ensemble" for one in found["points"] for m in GOALS)
+    starred = any(one["kept"][m.name]["basis"] == "ensemble" for one in found["points"] for m in metrics)
     note = "* by the ensemble's own probabilities, because the labels are too few. " if starred else ""
     return [
         f"On {found['rows']} validation rows, {found['labelled']} of them with a label:",
@@ -64,8 +74,8 @@ def _sizes(one: Mapping[str, Any]) -> list[str]:
     return [parameters, f"{one['bytes']:,}", latency]
 
 
-def _kept(one: Mapping[str, Any]) -> list[str]:
-    return [kept_text(one["kept"][metric]) for metric in GOALS]
+def _kept(one: Mapping[str, Any], metrics: Sequence[Metric]) -> list[str]:
+    return [kept_text(one["kept"][metric.name]) for metric in metrics]
 
 
 def kept_text(kept: Mapping[str, Any]) -> str:
@@ -77,13 +87,15 @@ def kept_text(kept: Mapping[str, Any]) -> str:
     return f"{100 * kept['share']:.0f} %{span}{'*' if kept['basis'] == 'ensemble' else ''}"
 
 
-def _means(figures: Mapping[str, float]) -> list[str]:
-    nll, accuracy = figures.get("nll"), figures.get("accuracy")
-    return [
-        "" if nll is None else f"{nll:.4f}",
-        "" if accuracy is None else f"{100 * accuracy:.2f} %",
-        f"{100 * figures['agreement']:.2f} %",
-    ]
+def _means(figures: Mapping[str, float], metrics: Sequence[Metric]) -> list[str]:
+    cells = []
+    for metric in metrics:
+        value = figures.get(metric.name)
+        scaled = "" if value is None else f"{100 * value:.2f} %" if metric.percent else f"{value:.4f}"
+        cells.append(scaled)
+    if "agreement" in figures:
+        cells.append(f"{100 * figures['agreement']:.2f} %")
+    return cells
 
 
 def draw(found: Mapping[str, Any]) -> Figure:
@@ -104,13 +116,14 @@ def draw(found: Mapping[str, Any]) -> Figure:
 
         figure = Figure(figsize=(7.0, 4.0), layout="constrained")
         axes = figure.subplots()
-        for metric, colour in zip(GOALS, (COLOURS["student"], COLOURS["ensemble"]), strict=True):
-            shown = [one for one in found["points"] if one["kept"][metric]["share"] is not None]
+        looks = zip((COLOURS["student"], COLOURS["ensemble"]), MARKERS, strict=True)
+        for metric, (colour, marker) in zip(goals(found), looks, strict=False):
+            shown = [one for one in found["points"] if one["kept"][metric.name]["share"] is not None]
             size = [one["bytes"] for one in shown]
-            share = [100 * one["kept"][metric]["share"] for one in shown]
-            axes.plot(size, share, MARKERS[metric], color=colour, label=f"kept in {NAMES[metric]}")
+            share = [100 * one["kept"][metric.name]["share"] for one in shown]
+            axes.plot(size, share, marker, color=colour, label=f"kept in {metric.label}")
             for x, one in zip(size, shown, strict=True):
-                kept = one["kept"][metric]
+                kept = one["kept"][metric.name]
                 if None not in (kept["low"], kept["high"]):
                     axes.plot([x, x], [100 * kept["low"], 100 * kept["high"]], color=colour, alpha=0.4)
         leading = [one for one in found["points"] if one["frontier"] and one["share"] is not None]

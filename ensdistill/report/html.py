@@ -8,27 +8,45 @@ from pathlib import Path
 from typing import Any
 
 from ensdistill.common import files
+from ensdistill.common.tasks import Task
 from ensdistill.report import figures, table
+from ensdistill.report.drawing import FEW, png, svg
 from ensdistill.report.frontier import draw
 from ensdistill.report.judge import judge
-from ensdistill.report.results import SHARED_KINDS, STUDENT_KINDS, RunResults
-from ensdistill.report.verdict import KIND_LABELS, METRIC_LABELS, headline
+from ensdistill.report.measures import MEASURES
+from ensdistill.report.results import SHARED_KINDS, RunResults
+from ensdistill.report.verdict import METRIC_LABELS, headline, kind_labels
 
 _CAPTIONS = {
     "metrics": (
         "Every model",
         "Large marks are means over seeds, small dots the seeds; a hollow mark is the model of that colour "
-        "after temperature scaling.",
+        "after {scaling} scaling.",
     ),
     "reliability": (
         "Reliability",
         "Accuracy of the test rows whose top label has about that confidence, all seeds together; on the "
         "dashed line the confidence "
-        f"is right. A mark's area follows its number of rows; faint ones stand for fewer than {figures.FEW}.",
+        f"is right. A mark's area follows its number of rows; faint ones stand for fewer than {FEW}.",
     ),
-    "latency": (
-        "Latency against accuracy",
-        "Left and up is better. The whole batch is timed, on the machine named below.",
+    "label_reliability": (
+        "Reliability",
+        "The share of test rows that have a label, among those to which a model gives about that "
+        "probability; all labels and seeds together. On the dashed line the probability is right. A mark's "
+        f"area follows its number of rows; faint ones stand for fewer than {FEW}.",
+    ),
+    "labels": (
+        "Average precision of labels",
+        "The gain of ensemble and student over direct, in points, the mean over seeds. Where there are many "
+        "labels, those with the largest change. In brackets the number of positive test rows.",
+    ),
+    "predictions": (
+        "Predicted and true",
+        "Left test rows of the first seed, a sample where there are many; each number in its standard "
+        "deviations, where there are several. Beside them the student's errors; the band is its interval of "
+        "90 %, the mean of rows with about that prediction. Right, of models with a variance, the share of "
+        "labels within the central Gaussian interval of each probability, the mean over seeds: below the "
+        "dashed line the intervals are too narrow.",
     ),
     "learning_curves": (
         "Learning curves",
@@ -53,7 +71,7 @@ def write_report(results: RunResults, folder: Path | str) -> dict[str, Any]:
     Returns
     -------
     dict
-        The content of report.json; its schema stands in `ensdistill.report.judge`.
+        The content of report.json; its schema stands in ``docs/report.md``.
 
     Raises
     ------
@@ -66,10 +84,10 @@ def write_report(results: RunResults, folder: Path | str) -> dict[str, Any]:
     drawn = figures.draw(results, report)
     drawn |= {f"{_SEARCH}{name}": draw(seeds[0]) for name, seeds in report.get("searches", {}).items()}
     for stem, figure in drawn.items():
-        files.write_bytes(folder / "figures" / f"{stem}.png", figures.png(figure))
+        files.write_bytes(folder / "figures" / f"{stem}.png", png(figure))
     files.write_bytes(
         folder / "report.html",
-        render(report, {stem: figures.svg(figure) for stem, figure in drawn.items()}).encode(),
+        render(report, {stem: svg(figure) for stem, figure in drawn.items()}).encode(),
     )
     files.write_json(folder / "report.json", report)
     return report
@@ -103,19 +121,25 @@ def render(report: dict[str, Any], drawings: Mapping[str, str]) -> str:
         report=report,
         students=students,
         shared_kinds=SHARED_KINDS,
-        student_kinds=STUDENT_KINDS,
-        labels=KIND_LABELS,
+        measures=MEASURES[report["task"]],
+        labels=kind_labels(report["task"]),
         metric_labels=METRIC_LABELS,
         bases=("direct", "strongest alternative"),
-        figures=[(*_caption(stem), Markup(drawing)) for stem, drawing in drawings.items()],
+        figures=[(*_caption(stem, report["task"]), Markup(drawing)) for stem, drawing in drawings.items()],
         notes=table.footnotes(report),
         format=table,
     )
 
 
-def _caption(stem: str) -> tuple[str, str]:
+def _caption(stem: str, task: Task) -> tuple[str, str]:
+    if stem == "latency":
+        first = MEASURES[task].metrics[0]
+        side = "up" if first.sign > 0 else "down"
+        text = f"Left and {side} is better. The whole batch is timed, on the machine named below."
+        return f"Latency against {first.label}", text
     if not stem.startswith(_SEARCH):
-        return _CAPTIONS[stem]
+        title, text = _CAPTIONS[stem]
+        return title, text.replace("{scaling}", MEASURES[task].scaling)
     return (
         f"The search for {stem.removeprefix(_SEARCH)}",
         "First seed. What the best student of each size keeps on the validation rows, with 95 % intervals; "

@@ -1,95 +1,25 @@
 """From results to report.json: metrics, gains with intervals, cost ratios and a verdict in words.
 
-The schema, version 2. ``<kind>`` is one of `results.KINDS`, ``<metric>`` one of accuracy, nll, brier,
-``<student>`` a student's name, ``<family>`` one of `results.FAMILIES`, ``<alternative>`` one of the kinds in
-the family ``all``, ``<i>`` a position in a list; everything else stands as it is. Gains are improvements:
-positive is better for every metric. Accuracy is a share (0.97), NLL is in nats, Brier is summed over classes.
-The entries marked ``*`` describe the first student and stand again, for every student, under
-``students.<student>``::
-
-    schema_version                                    int
-    name                                              str
-    dataset.{name}                                    str
-    dataset.{labelled,pool,transfer,test,classes}     int
-    dataset.asked                                     int, rows of all versions of the transfer set
-    seeds.<i>                                         int
-    bootstrap.{resamples,seed}                        int
-    bootstrap.{level}                                 float
-  * models.<kind>.{accuracy,nll,brier,ece,adaptive_ece}.mean          float
-  * models.<kind>.{accuracy,nll,brier,ece,adaptive_ece}.per_seed.<i>  float
-  * models.<kind>.{parameters,bytes,nll_floored_rows}                 int
-  * models.<kind>.latency_ms.{batch_1,batch_256}.{p50,p95}            float or null
-  * models.<kind>.note                                                str
-    members.<i>.{name,note}                           str
-    members.<i>.{weight,temperature,accuracy,nll,brier,ece,adaptive_ece}.mean          float
-    members.<i>.{weight,temperature,accuracy,nll,brier,ece,adaptive_ece}.per_seed.<i>  float
-    members.<i>.held_out_nll.{mean,per_seed.<i>}      float; where it has held-out predictions
-    members.<i>.{parameters,bytes,nll_floored_rows}   int
-    members.<i>.latency_ms.{batch_1,batch_256}.{p50,p95}              float or null
-  * gains.{ensemble,student}.<metric>.mean            float
-  * gains.{ensemble,student}.<metric>.ci95.<i>        float
-  * gains.{ensemble,student}.<metric>.beyond_interval bool
-  * gains.student_over.<alternative>.<metric>.mean    float
-  * gains.student_over.<alternative>.<metric>.ci95.<i>        float
-  * gains.student_over.<alternative>.<metric>.beyond_interval bool
-  * retained_gain.<metric>.mean                       float or null
-  * retained_gain.<metric>.ci95.<i>                   float, or ci95 itself null
-  * retained_gain.<metric>.meaningful                 bool
-  * retained_gain.<metric>.share_without_gain         float
-  * strongest.<family>.<metric>.alternative           str
-  * strongest.<family>.<metric>.{student,ensemble}.mean       float
-  * strongest.<family>.<metric>.{student,ensemble}.ci95.<i>   float
-  * strongest.<family>.<metric>.{student,ensemble}.beyond_interval    bool
-  * strongest.<family>.<metric>.retained_gain.mean    float or null
-  * strongest.<family>.<metric>.retained_gain.ci95.<i>        float, or ci95 itself null
-  * strongest.<family>.<metric>.retained_gain.meaningful      bool
-  * strongest.<family>.<metric>.retained_gain.share_without_gain      float
-  * serving.{parameters,bytes}                        float or null
-  * serving.latency_ms.{batch_1,batch_256}.{p50,p95}  float or null
-  * outcome                                           str
-  * verdict                                           str
-    students.<student>.description                    str
-    weighted                                                                             bool
-    baselines                                         str
-    copies.{test,labelled,pool,synthetic,labelled_in_pool,other_label,left_out}        int
-    without_copies.<student>.{outcome,verdict}        str, or without_copies itself null
-    without_copies.<student>.models.<kind>.{accuracy,nll,brier,ece,adaptive_ece}       float
-    auto.{minutes,seconds}                            float; with ``teachers: auto``
-    auto.left_out.<member>                            str
-    environment.*                                     any
-    timings_s.*                                       float
-
-``gains.ensemble`` and ``gains.student`` are over direct; ``beyond_interval`` is true where the interval lies
-wholly above zero. ``strongest`` holds, for each family and metric, the alternative with the best mean on the
-test rows, and the gains over it. Choosing it on the test rows can only raise the bar for the student: its
-lead over any alternative chosen beforehand is at least as large. ``retained_gain.mean`` is the student's gain
-divided by the ensemble's, both of means over seeds, null where the ensemble's is not positive; under
-``strongest`` both are over that alternative. ``meaningful`` is false, and ``ci95`` null, where the ensemble's
-gain is not beyond its interval; ``share_without_gain`` is the share of resamples in which the ensemble has no
-gain (see `bootstrap.ratio_interval`). ``<kind>_temperature_scaled`` is the model after temperature scaling:
-``direct`` calibrated on held-out folds of the labelled rows, the distilled ones to the mixture on the pool
-(see `scaling`); the test rows are not used. ``weighted`` is true where the test rows have weights, by which
-all means, and those of resamples, are then weighted. ``baselines`` states how *direct* and the temperatures
-were chosen; empty where it was by a job's search. ``copies`` counts equal inputs over all seeds: test
-rows that equal any row trained on, a labelled, a pool or a synthetic one; then labelled rows in the pool,
-labelled and
-test rows that equal one with another label, and rows that were left out (see
-`ensdistill.data.copies.Copies`). ``without_copies`` holds the outcome and means over seeds without those test
-rows; null where there are none, or where a seed has no other test rows. ``serving`` is ensemble divided by
-student. ``exports``, only there where a student was exported, holds of each file its ``student``, ``seed``,
-``name``, ``runtime``, ``temperature``, ``bytes``, ``accuracy``, ``nll``, ``latency_ms``, and the
-``largest_difference`` of a probability from the student's own. ``outcome`` is one of `verdict.OUTCOMES`. The
-file holds no NaN and no infinity.
+``docs/report.md`` has the schema.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ensdistill.report import metrics
-from ensdistill.report.bootstrap import LEVEL, RESAMPLES, interval, ratio_interval, resampled_means
+from ensdistill.report.bootstrap import (
+    LEVEL,
+    RESAMPLES,
+    Statistic,
+    interval,
+    ratio_interval,
+    resampled,
+    weighted_means,
+)
+from ensdistill.report.measures import MEASURES, Metric
 from ensdistill.report.results import (
     BATCHES,
     FAMILIES,
@@ -104,18 +34,13 @@ from ensdistill.report.table import SCHEMA_VERSION
 from ensdistill.report.verdict import outcome, verdict
 
 BOOTSTRAP_SEED = 0
-# name -> (one value per row, the sign that makes larger better)
-GAIN_METRICS = {
-    "accuracy": (metrics.correct_rows, 1),
-    "nll": (metrics.nll_rows, -1),
-    "brier": (metrics.brier_rows, -1),
-}
 COPIES = ("test", "labelled", "pool", "synthetic", "labelled_in_pool", "other_label", "left_out")
-TABLE_METRICS = ("accuracy", "nll", "brier", "ece", "adaptive_ece")
+EACH_KINDS = (*SHARED_KINDS, "direct", "student")  # whose metric of each label or number is shown
+Key = tuple[str, str]  # a student's name, or "" for a model that all share; and a kind
 
 
 def judge(results: RunResults, *, resamples: int = RESAMPLES) -> dict[str, Any]:
-    """The content of report.json (see the module's docstring).
+    """The content of report.json (``docs/report.md`` has its schema).
 
     Parameters
     ----------
@@ -143,6 +68,7 @@ def judge(results: RunResults, *, resamples: int = RESAMPLES) -> dict[str, Any]:
     first = blocks[results.students[0].name]
     return {
         "schema_version": SCHEMA_VERSION,
+        "task": results.task,
         "name": results.name,
         "dataset": dict(results.dataset),
         "seeds": list(results.seeds),
@@ -166,11 +92,13 @@ def _without_copies(results: RunResults, resamples: int) -> dict[str, Any] | Non
     fewer = results.without_copies() if any(copies.test.any() for copies in results.copies) else None
     if fewer is None:
         return None
+    names = MEASURES[results.task].by_name
     return {
         name: {
             **{key: block[key] for key in ("outcome", "verdict")},
             "models": {
-                kind: {m: model[m]["mean"] for m in TABLE_METRICS} for kind, model in block["models"].items()
+                kind: {m: model[m]["mean"] for m in names if m in model}
+                for kind, model in block["models"].items()
             },
         }
         for name, block in judge(fewer, resamples=resamples)["students"].items()
@@ -181,55 +109,95 @@ class _Draws:
     """Every model's gain-oriented metrics, as means and as bootstrap draws, from one set of resamples."""
 
     def __init__(self, results: RunResults, resamples: int) -> None:
-        models: dict[tuple[str, str], ModelResult] = {
-            ("", kind): getattr(results, kind) for kind in SHARED_KINDS
-        }
+        models: dict[Key, ModelResult] = {("", kind): getattr(results, kind) for kind in SHARED_KINDS}
         models |= {
             (student.name, kind): model
             for student in results.students
             for kind, model in student.models.items()
         }
-        self._column = {key: len(GAIN_METRICS) * i for i, key in enumerate(models)}
-        self._offset = {metric: i for i, metric in enumerate(GAIN_METRICS)}
-        rows = [
-            np.stack(
-                [
-                    sign * f(model.probabilities[s], labels)
-                    for model in models.values()
-                    for f, sign in GAIN_METRICS.values()
-                ],
-                axis=1,
+        predictions = {key: model.predictions(results.task) for key, model in models.items()}
+        found = [
+            (key, metric)
+            for key, values in predictions.items()
+            for metric in MEASURES[results.task].compared
+            if metric.defined(values)
+        ]
+        # Means of rows first: they are resampled together, by one product of matrices.
+        found.sort(key=lambda one: one[1].rows is None)
+        self._column = {(key, metric.name): i for i, (key, metric) in enumerate(found)}
+        self._sign = np.array([metric.sign for _, metric in found])
+        means, statistics = [], []
+        for s, labels in enumerate(results.labels):
+            each = [(metric, predictions[key][s]) for key, metric in found]
+            rows = np.stack([m.rows(p, labels) for m, p in each if m.rows is not None], axis=1)
+            weights = results.weights_of(s)
+            of_rows = rows.mean(axis=0) if weights is None else np.average(rows, axis=0, weights=weights)
+            others = [m.of(p, labels, weights) for m, p in each if m.rows is None]
+            means.append([*_finished(found, of_rows[None])[0], *others])
+            statistics.append(
+                _statistic(found, rows, [m.resampler(p, labels) for m, p in each if m.resampler])
             )
-            for s, labels in enumerate(results.labels)
-        ]
-        weights = results.weights
-        means = [
-            np.average(values, axis=0, weights=weights[s]) if len(weights) else values.mean(axis=0)
-            for s, values in enumerate(rows)
-        ]
         self._means = np.mean(means, axis=0)
-        self._draws = resampled_means(rows, weights=weights, resamples=resamples, seed=BOOTSTRAP_SEED)
+        sizes = [len(labels) for labels in results.labels]
+        self._draws = resampled(
+            statistics, sizes, weights=results.weights, resamples=resamples, seed=BOOTSTRAP_SEED
+        )
 
-    def gain(self, better: tuple[str, str], base: tuple[str, str], metric: str) -> tuple[float, np.ndarray]:
-        i, j = (self._column[key] + self._offset[metric] for key in (better, base))
-        return float(self._means[i] - self._means[j]), self._draws[:, i] - self._draws[:, j]
+    def has(self, key: Key, metric: str) -> bool:
+        """Whether the model has the metric."""
+        return (key, metric) in self._column
+
+    def gain(self, better: Key, base: Key, metric: str) -> tuple[float, np.ndarray]:
+        """The lead of one model over another: of the means, and of each resample."""
+        i, j = (self._column[key, metric] for key in (better, base))
+        sign = self._sign[i]
+        return float(sign * self._means[i] - sign * self._means[j]), sign * self._draws[
+            :, i
+        ] - sign * self._draws[:, j]
+
+
+def _statistic(
+    found: Sequence[tuple[Key, Metric]], rows: np.ndarray, resamplers: Sequence[Statistic]
+) -> Statistic:
+    """All metrics of one seed's rows, for sets of row weights."""
+    of_rows = weighted_means(rows)
+
+    def values(weights: np.ndarray) -> np.ndarray:
+        others = [resampler(weights)[:, None] for resampler in resamplers]
+        return np.hstack([_finished(found, of_rows(weights)), *others])
+
+    return values
+
+
+def _finished(found: Sequence[tuple[Key, Metric]], means: np.ndarray) -> np.ndarray:
+    """Means of rows [R, M], each by its metric's ``finish``."""
+    for column, (_, metric) in zip(means.T, found, strict=False):
+        if metric.finish is not None:
+            column[:] = metric.finish(column)
+    return means
 
 
 def _student(
     student: StudentResults, shared: dict[str, Any], results: RunResults, draws: _Draws
 ) -> dict[str, Any]:
-    name = student.name
+    name, measures = student.name, MEASURES[results.task]
+    compared = [metric.name for metric in measures.compared]
 
-    def gains(better: tuple[str, str], base: tuple[str, str]) -> dict[str, Any]:
-        return {metric: _gain(*draws.gain(better, base, metric)) for metric in GAIN_METRICS}
+    def gains(better: Key, base: Key) -> dict[str, Any]:
+        both = [m for m in compared if draws.has(better, m) and draws.has(base, m)]
+        return {metric: _gain(*draws.gain(better, base, metric)) for metric in both}
 
     ensemble, direct, own = ("", "ensemble"), (name, "direct"), (name, "student")
 
-    def key(kind: str) -> tuple[str, str]:
+    def key(kind: str) -> Key:
         return ("" if kind in SHARED_KINDS else name, kind)
 
-    def strongest(family: tuple[str, ...], metric: str) -> dict[str, Any]:
-        alternative = min(family, key=lambda kind: draws.gain(own, key(kind), metric)[0])
+    def members_of(family: str, metric: str) -> list[str]:
+        there = [kind for kind in FAMILIES[family] if kind in SHARED_KINDS or kind in student.models]
+        return [kind for kind in there if draws.has(key(kind), metric)]
+
+    def strongest(family: str, metric: str) -> dict[str, Any]:
+        alternative = min(members_of(family, metric), key=lambda kind: draws.gain(own, key(kind), metric)[0])
         leads = {
             who: draws.gain(model, key(alternative), metric)
             for who, model in (("student", own), ("ensemble", ensemble))
@@ -241,26 +209,67 @@ def _student(
             "retained_gain": _retained(leads["student"], leads["ensemble"]),
         }
 
+    judged = [m for m in compared if draws.has(own, m) and draws.has(ensemble, m)]
     block: dict[str, Any] = {
         "description": student.description,
         "models": shared | {kind: _describe(student.models[kind], results) for kind in student.models},
         "gains": {
             "ensemble": gains(ensemble, direct),
             "student": gains(own, direct),
-            "student_over": {kind: gains(own, key(kind)) for kind in FAMILIES["all"]},
+            "student_over": {
+                kind: gains(own, key(kind))
+                for kind in FAMILIES["all"]
+                if kind in SHARED_KINDS or kind in student.models
+            },
         },
         "retained_gain": {
             metric: _retained(draws.gain(own, direct, metric), draws.gain(ensemble, direct, metric))
-            for metric in GAIN_METRICS
+            for metric in judged
+            if draws.has(direct, metric)
         },
+        # A metric that no direct model has, as the NLL of forecasts without a variance, judges nothing.
         "strongest": {
-            name: {m: strongest(kinds, m) for m in GAIN_METRICS} for name, kinds in FAMILIES.items()
+            family: {m: strongest(family, m) for m in judged if members_of("direct", m)}
+            for family in FAMILIES
         },
     }
+    if measures.each is not None:
+        block["outputs"] = _outputs(student, results)
     block["serving"] = _serving(block["models"]["ensemble"], block["models"]["student"])
     block["outcome"] = outcome(block)
-    block["verdict"] = verdict(name, block, len(results.seeds))
+    block["verdict"] = verdict(name, block, len(results.seeds), results.task)
     return block
+
+
+def _outputs(student: StudentResults, results: RunResults) -> list[dict[str, Any]]:
+    """The metric of each label or number by itself, the mean over the seeds where it is defined."""
+    each = MEASURES[results.task].each
+    assert each is not None
+    models = {kind: getattr(results, kind) for kind in SHARED_KINDS} | dict(student.models)
+    values = {
+        kind: [
+            each.values(prediction, labels, results.weights_of(s))
+            for s, (prediction, labels) in enumerate(
+                zip(models[kind].predictions(results.task), results.labels, strict=True)
+            )
+        ]
+        for kind in EACH_KINDS
+    }
+    described = np.mean([each.describe(labels) for labels in results.labels], axis=0)
+    names = results.outputs or [str(i) for i in range(len(described))]
+    return [
+        {
+            "name": str(name),
+            each.about: float(described[i]),
+            each.metric.name: {kind: _mean_where_defined([v[i] for v in of]) for kind, of in values.items()},
+        }
+        for i, name in enumerate(names)
+    ]
+
+
+def _mean_where_defined(values: Sequence[float]) -> float | None:
+    there = [value for value in values if not np.isnan(value)]
+    return float(np.mean(there)) if there else None
 
 
 def _gain(mean: float, draws: np.ndarray) -> dict[str, Any]:
@@ -279,20 +288,16 @@ def _retained(student: tuple[float, np.ndarray], ensemble: tuple[float, np.ndarr
 
 
 def _describe(model: ModelResult | MemberResult, results: RunResults) -> dict[str, Any]:
-    pairs = list(zip(model.probabilities, results.labels, strict=True))
+    measures, predictions = MEASURES[results.task], model.predictions(results.task)
+    pairs = list(zip(predictions, results.labels, strict=True))
     described: dict[str, Any] = {
-        metric: _over_seeds(
-            [
-                getattr(metrics, metric)(probabilities, labels, weights=results.weights_of(s))
-                for s, (probabilities, labels) in enumerate(pairs)
-            ]
-        )
-        for metric in TABLE_METRICS
+        metric.name: _over_seeds([metric.of(*pair, results.weights_of(s)) for s, pair in enumerate(pairs)])
+        for metric in measures.metrics
+        if metric.defined(predictions)
     }
+    floored, count, _ = measures.floored
     return described | {
-        "nll_floored_rows": sum(
-            metrics.floored_rows(probabilities, labels) for probabilities, labels in pairs
-        ),
+        floored: sum(count(*pair) for pair in pairs),
         "parameters": model.parameters,
         "bytes": model.bytes,
         "latency_ms": {batch: {p: model.latency_ms[batch][p] for p in PERCENTILES} for batch in BATCHES},
@@ -301,7 +306,9 @@ def _describe(model: ModelResult | MemberResult, results: RunResults) -> dict[st
 
 
 def _describe_member(member: MemberResult, results: RunResults) -> dict[str, Any]:
-    weighting = {"weight": _over_seeds(member.weights), "temperature": _over_seeds(member.temperatures)}
+    weighting = {"weight": _over_seeds(member.weights)}
+    if len(member.temperatures):
+        weighting["temperature"] = _over_seeds(member.temperatures)
     if len(member.held_out_nll):
         weighting["held_out_nll"] = _over_seeds(member.held_out_nll)
     return {"name": member.name, **weighting, **_describe(member, results)}

@@ -221,9 +221,25 @@ def reliability(
         inner = np.unique(np.sort(confidence)[ranks[ranks > 0] - 1])
     else:
         inner = np.arange(1, bins) / bins
-    of_row = np.searchsorted(
-        inner, confidence, side="left"
-    )  # a confidence on an edge belongs to the bin below it
+    return binned(confidence, hits, inner, weights)
+
+
+def binned(
+    confidence: np.ndarray, hits: np.ndarray, inner: np.ndarray, weights: np.ndarray | None = None
+) -> Reliability:
+    """Group events by the confidence in them.
+
+    Parameters
+    ----------
+    confidence : ndarray [N], float64
+    hits : ndarray [N]
+        1 where the event came true, else 0.
+    inner : ndarray [B - 1]
+        The edges between the bins, ascending. A confidence on an edge belongs to the bin below it.
+    weights : ndarray [N], optional
+    """
+    bins = len(inner) + 1
+    of_row = np.searchsorted(inner, confidence, side="left")
     each = np.ones(len(of_row)) if weights is None else weights
     count, share = np.bincount(of_row, minlength=bins), np.bincount(of_row, each, bins)
     used = share > 0

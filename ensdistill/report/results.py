@@ -1,4 +1,6 @@
-"""The results of one run, before the report judges them: test-set probabilities and costs of every model."""
+"""The results of one run, before the report judges them: predictions of the test rows, and costs, of every
+model.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from ensdistill.common.tasks import Task, check_task
 from ensdistill.data.copies import Copies
-from ensdistill.report import metrics
+from ensdistill.report.measures import MEASURES
+from ensdistill.report.multilabel_metrics import LabelProbabilities
+from ensdistill.report.regression_metrics import Forecasts
 
 SHARED_KINDS = ("ensemble", "best_member")
 # Metrics after temperature scaling, beside those before. See `scaling` for the rows.
@@ -32,6 +37,8 @@ SAME_SIZE = (*DIRECT, "distilled_from_best_member", SCALED["distilled_from_best_
 FAMILIES = {"direct": DIRECT, "same_size": SAME_SIZE, "all": (*SAME_SIZE, "best_member")}
 STUDENT_KINDS = (*SAME_SIZE, "student", SCALED["student"])
 KINDS = SHARED_KINDS + STUDENT_KINDS
+# Labels that are numbers can't be smoothed: a regression's students may lack these.
+SMOOTHED = tuple(kind for kind in STUDENT_KINDS if "smoothing" in kind)
 BATCHES = ("batch_1", "batch_256")
 PERCENTILES = ("p50", "p95")
 DATASET_KEYS = ("name", "labelled", "pool", "transfer", "test", "classes")  # and "asked", where it is known
@@ -40,8 +47,34 @@ Latency = Mapping[str, Mapping[str, float | None]]  # {"batch_1": {"p50": ms, "p
 CurvePoint = tuple[int, float, float | None]
 
 
+class _Predictions:
+    """The predictions of a model, by seed."""
+
+    probabilities: Sequence[np.ndarray]
+    thresholds: Sequence[np.ndarray]
+    forecasts: Sequence[Forecasts]
+
+    def predictions(self, task: Task) -> list[Any]:
+        """One for each seed, in the form that the task's metrics take: probabilities [N, C],
+        `LabelProbabilities` or `Forecasts`."""
+        if task == "classification":
+            return list(self.probabilities)
+        if task == "regression":
+            return list(self.forecasts)
+        thresholds = self.thresholds if len(self.thresholds) else [None] * len(self.probabilities)
+        return [LabelProbabilities(p, t) for p, t in zip(self.probabilities, thresholds, strict=True)]
+
+    def without(self, dropped: Sequence[np.ndarray]) -> dict[str, Any]:
+        """The fields that hold predictions, without the rows of a mask [N] for each seed."""
+        kept = [~rows for rows in dropped]
+        return {
+            "probabilities": [p[rows] for p, rows in zip(self.probabilities, kept, strict=False)],
+            "forecasts": [p.take(rows) for p, rows in zip(self.forecasts, kept, strict=False)],
+        }
+
+
 @dataclass(frozen=True)
-class ModelResult:
+class ModelResult(_Predictions):
     """One model of the comparison.
 
     Parameters
@@ -49,7 +82,8 @@ class ModelResult:
     kind : str
         One of `KINDS`.
     probabilities : list of ndarray [N_s, C], float64
-        On the test rows, one array for each seed.
+        On the test rows, one array for each seed: of the classes, or of labels by themselves. Empty for a
+        regression.
     parameters, bytes : int
         Of the served model: stored numbers, and the size of the file that holds them.
     latency_ms : mapping
@@ -57,6 +91,11 @@ class ModelResult:
         where it was not measured (of stored answers).
     note : str
         Shown beside the model ("with augmentation", "the SVC in all seeds").
+    thresholds : list of ndarray [C]
+        Of a multi-label model, one array for each seed: a label is predicted where its probability is at
+        least this. Tuned on rows that are not test rows; 0.5 where it is empty.
+    forecasts : list of Forecasts
+        Of a regression model, one for each seed, in the data's units.
     """
 
     kind: str
@@ -65,6 +104,8 @@ class ModelResult:
     bytes: int
     latency_ms: Latency
     note: str = ""
+    thresholds: Sequence[np.ndarray] = ()
+    forecasts: Sequence[Forecasts] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -73,7 +114,7 @@ class ModelResult:
 
 
 @dataclass(frozen=True)
-class MemberResult:
+class MemberResult(_Predictions):
     """One teacher: as `ModelResult`, with its weight and temperature in the ensemble.
 
     Parameters
@@ -81,7 +122,7 @@ class MemberResult:
     weights : list of float
         Its share of the mixture, one for each seed.
     temperatures : list of float
-        The divisors of its logits, one for each seed.
+        The divisors of its logits, one for each seed; empty for a regressor, which has none.
     held_out_nll : list of float
         On folds of the labelled rows that it was not trained on, one for each seed; empty where it has none.
     """
@@ -95,6 +136,8 @@ class MemberResult:
     latency_ms: Latency
     note: str = ""
     held_out_nll: Sequence[float] = ()
+    thresholds: Sequence[np.ndarray] = ()
+    forecasts: Sequence[Forecasts] = ()
 
     def __post_init__(self) -> None:
         _check_cost(f"member {self.name!r}", self.parameters, self.bytes, self.latency_ms)
@@ -109,10 +152,11 @@ class StudentResults:
     name, description : str
         A short key ("mlp") and the description ("MLP 64-64-10").
     models : dict of str to ModelResult
-        One for each of `STUDENT_KINDS`.
+        One for each of `STUDENT_KINDS`; of a regression those of `SMOOTHED` may be missing.
     curves : dict of str to list of (step, loss, test NLL or None)
         Learning curves of the first seed, keyed by kind; may be empty. The loss is the model's own objective.
-        The NLL is recorded for the eye alone: nothing is chosen by it.
+        In place of the NLL stands the BCE of several labels, or the RMSE of a regression. It is recorded
+        for the eye alone: nothing is chosen by it.
     """
 
     name: str
@@ -121,7 +165,7 @@ class StudentResults:
     curves: Mapping[str, Sequence[CurvePoint]]
 
     def __post_init__(self) -> None:
-        if set(self.models) != set(STUDENT_KINDS):
+        if not set(STUDENT_KINDS) - set(SMOOTHED) <= set(self.models) <= set(STUDENT_KINDS):
             raise ValueError(
                 f"models: student {self.name!r} needs {', '.join(STUDENT_KINDS)}; got "
                 f"{', '.join(self.models) or 'none'}"
@@ -149,10 +193,10 @@ class RunResults:
         The run's name.
     dataset : dict
         ``name`` (str), ``labelled``, ``pool``, ``transfer``, ``test`` (numbers of rows), ``classes``
-        (number).
+        (how many there are; in the other tasks, how many labels or numbers).
     seeds : list of int
-    labels : list of ndarray [N_s], int64
-        Of the test rows, one array for each seed.
+    labels : list of ndarray
+        Of the test rows, one array for each seed, in the task's form (see `ensdistill.data.tasks`).
     ensemble, best_member : ModelResult
     members : list of MemberResult
     students : list of StudentResults
@@ -176,6 +220,9 @@ class RunResults:
         each member that was not trained). Empty where the settings name the members.
     searches : dict of str to list of dict
         By student that was searched for, and seed: the JSON of the search's result.
+    task : {"classification", "multilabel", "regression"}
+    outputs : list of str
+        Names of the C labels or D numbers; "0", "1", ... where it is empty. Names of classes are not shown.
 
     Raises
     ------
@@ -199,8 +246,11 @@ class RunResults:
     baselines: str = ""
     auto: Mapping[str, Any] = field(default_factory=dict)
     searches: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    task: Task = "classification"
+    outputs: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        check_task(self.task)
         missing = [key for key in DATASET_KEYS if key not in self.dataset]
         if missing:
             raise ValueError(
@@ -223,7 +273,7 @@ class RunResults:
         if self.copies:
             self._check_seeds("copies", self.copies)
             for seed, copies, labels in zip(self.seeds, self.copies, self.labels, strict=True):
-                if copies.test.shape != labels.shape or copies.test.dtype != bool:
+                if copies.test.shape != labels.shape[:1] or copies.test.dtype != bool:
                     raise ValueError(
                         f"copies, seed {seed}: expected test to be bool [{len(labels)}], one for each test "
                         "row; got "
@@ -232,7 +282,7 @@ class RunResults:
         if len(self.weights):
             self._check_seeds("weights", self.weights)
             for seed, weights, labels in zip(self.seeds, self.weights, self.labels, strict=True):
-                if weights.shape != labels.shape or not (weights >= 0).all() or weights.sum() <= 0:
+                if weights.shape != labels.shape[:1] or not (weights >= 0).all() or weights.sum() <= 0:
                     raise ValueError(
                         f"weights, seed {seed}: expected {len(labels)} numbers of at least 0 with a positive "
                         f"sum, one for each test row; got {list(weights.shape)}"
@@ -240,33 +290,27 @@ class RunResults:
         for member in self.members:
             for what in ("weights", "temperatures"):
                 values = getattr(member, what)
+                if self.task == "regression" and what == "temperatures" and not len(values):
+                    continue
                 self._check_seeds(f"{what} of member {member.name!r}", values)
                 if not np.isfinite(values).all():
                     raise ValueError(
                         f"{what} of member {member.name!r}: expected finite numbers; got {list(values)}"
                     )
-        for where, model in self._models():
-            self._check_seeds(f"probabilities of {where}", model.probabilities)
-            for seed, probabilities, labels in zip(self.seeds, model.probabilities, self.labels, strict=True):
-                metrics.check(probabilities, labels, f"probabilities of {where}, seed {seed}")
-                if probabilities.shape[1] != self.dataset["classes"]:
-                    raise ValueError(
-                        f"probabilities of {where}, seed {seed}: expected {self.dataset['classes']} "
-                        f"classes; got {probabilities.shape[1]}"
-                    )
+        self._check_predictions()
 
     def without_copies(self) -> RunResults | None:
         """The same results without the test rows that equal a row that was trained on; None where a seed has
         no others."""
-        keep = [~copies.test for copies in self.copies]
-        if not all(rows.any() for rows in keep):
+        dropped = [copies.test for copies in self.copies]
+        if any(rows.all() for rows in dropped):
             return None
 
         def fewer(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-            return [array[rows] for array, rows in zip(arrays, keep, strict=True)]
+            return [array[~rows] for array, rows in zip(arrays, dropped, strict=True)]
 
         def model(result: ModelResult) -> ModelResult:
-            return replace(result, probabilities=fewer(result.probabilities))
+            return replace(result, **result.without(dropped))
 
         return replace(
             self,
@@ -274,7 +318,7 @@ class RunResults:
             weights=fewer(self.weights) if len(self.weights) else [],
             ensemble=model(self.ensemble),
             best_member=model(self.best_member),
-            members=[replace(member, probabilities=fewer(member.probabilities)) for member in self.members],
+            members=[replace(member, **member.without(dropped)) for member in self.members],
             students=[
                 replace(s, models={kind: model(m) for kind, m in s.models.items()}, curves={})
                 for s in self.students
@@ -289,6 +333,27 @@ class RunResults:
     def _check_seeds(self, what: str, values: Sequence[Any]) -> None:
         if len(values) != len(self.seeds):
             raise ValueError(f"{what}: expected {len(self.seeds)}, one for each seed; got {len(values)}")
+
+    def _check_predictions(self) -> None:
+        measures, count = MEASURES[self.task], self.dataset["classes"]
+        if self.outputs and len(self.outputs) != count:
+            raise ValueError(
+                f"outputs: expected {count} names of {measures.outputs}, or none; got {len(self.outputs)}"
+            )
+        for student in self.students:
+            if self.task != "regression" and (missing := set(SMOOTHED) - set(student.models)):
+                raise ValueError(f"models: student {student.name!r} needs {', '.join(sorted(missing))}, too")
+        for where, model in self._models():
+            what = f"{measures.predictions} of {where}"
+            self._check_seeds(what, model.forecasts if self.task == "regression" else model.probabilities)
+            if self.task == "multilabel" and len(model.thresholds):
+                self._check_seeds(f"thresholds of {where}", model.thresholds)
+            predictions = model.predictions(self.task)
+            for seed, prediction, labels in zip(self.seeds, predictions, self.labels, strict=True):
+                measures.check(prediction, labels, f"{what}, seed {seed}")
+                found = (prediction if self.task == "classification" else labels).shape[1]
+                if found != count:
+                    raise ValueError(f"{what}, seed {seed}: expected {count} {measures.outputs}; got {found}")
 
     def _models(self) -> list[tuple[str, ModelResult | MemberResult]]:
         models: list[tuple[str, ModelResult | MemberResult]] = [

@@ -10,11 +10,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ensdistill.common.tasks import Task
 from ensdistill.report.frontier import lines
+from ensdistill.report.measures import MEASURES, METRICS, Measures
+from ensdistill.report.outputs import EACH_KINDS, SHOWN_OUTPUTS, most_changed, output_rows
 from ensdistill.report.results import SCALED, SHARED_KINDS, STUDENT_KINDS
-from ensdistill.report.verdict import KIND_LABELS, METRIC_LABELS, OUTCOMES, headline, kept_share
+from ensdistill.report.verdict import METRIC_LABELS, OUTCOMES, deciding, headline, kept_share, kind_labels
 
-SCHEMA_VERSION = 2  # of report.json (see `judge`)
+SCHEMA_VERSION = 3  # of report.json (see docs/report.md)
 _LOOKS = {
     "best_member_will_do": "mixed",
     "one_teacher_will_do": "mixed",
@@ -69,6 +72,7 @@ def as_text(report: dict[str, Any]) -> Group:
         _models(report),
         *retained,
         strongest_named(report),
+        *_outputs(report),
         _members(report),
         _serving(report),
     ]
@@ -110,47 +114,50 @@ def by_outcome(report: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 def footnotes(report: dict[str, Any]) -> list[str]:
     """How to read the numbers, and whatever about them would otherwise go unsaid."""
     data, level, several = report["dataset"], report["bootstrap"], len(report["seeds"]) > 1
+    measures, blocks = MEASURES[report["task"]], report["students"].values()
+    decided = [m.name for m in measures.deciding if any(m.name in deciding(block) for block in blocks)]
     seeds = ", ".join(map(str, report["seeds"]))
     lines = [
         f"{data['name']}: {data['labelled']} labelled rows, {data['pool']} in the pool, {data['transfer']} "
         f"in the transfer set{_asked(data)}, "
-        f"{data['test']} for testing; {data['classes']} classes; {'seeds' if several else 'seed'} {seeds}.",
+        f"{data['test']} for testing; {data['classes']} {measures.outputs}; "
+        f"{'seeds' if several else 'seed'} {seeds}.",
         f"Metrics are {'means over seeds' if several else 'of one seed'} on the test rows. "
         f"Brackets are {100 * level['level']:.0f} % intervals of {level['resamples']} paired bootstrap "
         "resamples of "
         f"{'seeds and test rows' if several else 'the test rows; how much seeds differ is not in them'}. "
-        "Gains: positive is better, accuracy in points. "
+        f"Gains: positive is better, {measures.gains}. "
         "Kept = (student - direct) / (ensemble - direct), or over the strongest alternative in place of "
         "direct; it means nothing where "
         "the ensemble's gain is not beyond its own interval. The strongest alternative has the best mean on "
         "the test rows among the "
         "direct models, the models distilled from the best member, and the best member. The headline goes "
-        "by it, in accuracy and in NLL. "
-        "Brier sums over classes; ECE has 15 equal bins of the top label's confidence, aECE (adaptive) 15 "
-        "bins of about as many rows each.",
-        report.get("baselines") or f"{NETWORKS} {SCALING}",
+        f"by it, {' and '.join(f'in {METRIC_LABELS[name]}' for name in decided)}. "
+        f"{measures.about}",
+        report.get("baselines") or _baselines(measures),
     ]
     worse = [
-        _scaled(name, student["models"], kind)
+        _scaled(name, student["models"], kind, report["task"])
         for name, student in report["students"].items()
         for kind in SCALED
     ]
-    lines += [f"Temperature scaling made NLL worse: {'; '.join(filter(None, worse))}."] if any(worse) else []
-    floored = [
-        f"{name} ({model['nll_floored_rows']})"
-        for name, model in named_models(report)
-        if model["nll_floored_rows"]
-    ]
-    if floored:
-        lines.append(
-            "Rows whose label got a probability of zero, counted as 2.2e-16 (36 nats) in NLL: "
-            f"{', '.join(floored)}."
-        )
+    if any(worse):
+        scaling, metric = measures.scaling.capitalize(), METRIC_LABELS[measures.likelihood]
+        lines.append(f"{scaling} scaling made {metric} worse: {'; '.join(filter(None, worse))}.")
+    count, _, sentence = measures.floored
+    floored = [f"{name} ({model[count]})" for name, model in named_models(report) if model[count]]
+    lines += [f"{sentence}: {', '.join(floored)}."] if floored else []
     lines += ["The test rows are weighted, by the data's own weights."] if report["weighted"] else []
     lines += _auto(report) + _copies(report)
-    lines += [_exported(one) for one in report.get("exports", ())]
+    lines += [_exported(one, measures) for one in report.get("exports", ())]
     notes = [f"{name}: {model['note']}." for name, model in named_models(report) if model["note"]]
     return lines + notes
+
+
+def _baselines(measures: Measures) -> str:
+    """How the networks' *direct* and the scaled models are made."""
+    text = f"{NETWORKS} {SCALING}".replace("NLL", METRIC_LABELS[measures.watched])
+    return text.replace("Temperature", measures.scaling.capitalize())
 
 
 def _auto(report: dict[str, Any]) -> list[str]:
@@ -165,18 +172,28 @@ def _auto(report: dict[str, Any]) -> list[str]:
     )
     lines = [
         f"teachers: auto chose {len(members)} members for {auto['minutes']:g} minutes of one core (estimated "
-        f"{auto['seconds']:.0f} s). NLL out of fold: {scores}."
+        f"{auto['seconds']:.0f} s). {out_of_fold(report['task'])}: {scores}."
     ]
     reasons = "; ".join(f"{name} ({why})" for name, why in auto["left_out"].items())
     return [*lines, f"Not trained: {reasons}."] if reasons else lines
 
 
-def _exported(export: dict[str, Any]) -> str:
+def out_of_fold(task: Task) -> str:
+    """The heading of members' scores on rows that they were not trained on."""
+    return f"{METRIC_LABELS[MEASURES[task].likelihood]} out of fold"
+
+
+def _exported(export: dict[str, Any], measures: Measures) -> str:
     """The figures of an exported file, in a sentence."""
+    figures = [
+        f"{metric.label} {metric.text(export[metric.name])}{' %' if metric.percent else ''}"
+        for metric in measures.deciding
+        if metric.name in export
+    ]
     return (
-        f"{exported_name(export)}: accuracy {100 * export['accuracy']:.2f} %, NLL {export['nll']:.3f} on the "
-        f"test rows, at most {export['largest_difference']:.1g} from the student's probabilities; latency by "
-        f"{export['runtime']}."
+        f"{exported_name(export)}: {', '.join(figures)} on the "
+        f"test rows, at most {export['largest_difference']:.1g} from the student's "
+        f"{measures.predictions}; latency by {export['runtime']}."
     )
 
 
@@ -204,10 +221,14 @@ def _copies(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _scaled(name: str, models: dict[str, Any], kind: str) -> str:
-    before, after = (models[k]["nll"]["mean"] for k in (kind, SCALED[kind]))
+def _scaled(name: str, models: dict[str, Any], kind: str, task: Task) -> str:
+    metric = MEASURES[task].likelihood
+    both = [models.get(k, {}).get(metric) for k in (kind, SCALED[kind])]
+    if None in both:
+        return ""
+    before, after = (one["mean"] for one in both)
     return (
-        f"{name}, {KIND_LABELS[kind]} ({before:.3f} to {after:.3f})"
+        f"{name}, {kind_labels(task)[kind]} ({before:.3f} to {after:.3f})"
         if f"{after:.3f}" > f"{before:.3f}"
         else ""
     )
@@ -215,13 +236,19 @@ def _scaled(name: str, models: dict[str, Any], kind: str) -> str:
 
 def named_models(report: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every model once, under a name that says which it is."""
+    labels = kind_labels(report["task"])
     for kind in SHARED_KINDS:
-        yield KIND_LABELS[kind], report["models"][kind]
+        yield labels[kind], report["models"][kind]
     for name, student in report["students"].items():
-        for kind in STUDENT_KINDS:
-            yield f"{name}, {KIND_LABELS[kind]}", student["models"][kind]
+        for kind in student_kinds(student):
+            yield f"{name}, {labels[kind]}", student["models"][kind]
     for member in report["members"]:
         yield f"member {member['name']}", member
+
+
+def student_kinds(student: dict[str, Any]) -> list[str]:
+    """The kinds of a student's own models, in their order."""
+    return [kind for kind in STUDENT_KINDS if kind in student["models"]]
 
 
 def with_means(model: dict[str, float]) -> dict[str, dict[str, float]]:
@@ -229,21 +256,24 @@ def with_means(model: dict[str, float]) -> dict[str, dict[str, float]]:
     return {metric: {"mean": value} for metric, value in model.items()}
 
 
-def metric_cells(model: dict[str, Any]) -> list[str]:
-    """Accuracy in percent, NLL, Brier, ECE and adaptive ECE in percent, as every table of the report shows
-    them."""
-    return [
-        f"{100 * model['accuracy']['mean']:.2f}",
-        f"{model['nll']['mean']:.3f}",
-        f"{model['brier']['mean']:.3f}",
-        f"{100 * model['ece']['mean']:.2f}",
-        f"{100 * model['adaptive_ece']['mean']:.2f}",
-    ]
+def headings(task: Task) -> list[str]:
+    """The columns of `metric_cells`."""
+    return [metric.heading for metric in MEASURES[task].metrics]
+
+
+def metric_cells(model: dict[str, Any], task: Task = "classification") -> list[str]:
+    """All metrics of a model, as every table of the report shows them; a dash for one that it lacks."""
+    return [metric_cell(model, metric.name) for metric in MEASURES[task].metrics]
+
+
+def metric_cell(model: dict[str, Any], metric: str) -> str:
+    """The mean of a metric over the seeds; a dash where the model lacks it."""
+    return METRICS[metric].text(model[metric]["mean"]) if metric in model else "-"
 
 
 def gain_cell(metric: str, gain: dict[str, Any]) -> str:
-    """A gain with its interval: points of accuracy, plain for the rest, positive is better."""
-    scale, digits = (100, 2) if metric == "accuracy" else (1, 3)
+    """A gain with its interval: points of a share, plain for the rest, positive is better."""
+    scale, digits = (100, 2) if METRICS[metric].percent else (1, 3)
     low, high = gain["ci95"]
     return f"{scale * gain['mean']:+.{digits}f} [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
 
@@ -312,31 +342,33 @@ def _add(table: Table, cells: Iterable[str], style: str = "") -> None:
 
 
 def _models(report: dict[str, Any]) -> Table:
-    table = _table("Models", "", "accuracy %", "NLL", "Brier", "ECE %", "aECE %")
+    labels, names = kind_labels(report["task"]), headings(report["task"])
+    table = _table("Models", "", *names)
     for kind in SHARED_KINDS:
-        _add(table, [KIND_LABELS[kind], *metric_cells(report["models"][kind])])
+        _add(table, [labels[kind], *metric_cells(report["models"][kind], report["task"])])
     for name, student in report["students"].items():
         table.add_section()
-        _add(table, [f"{name}: {student['description']}", *5 * [""]], "italic")
-        for kind in STUDENT_KINDS:
+        _add(table, [f"{name}: {student['description']}", *len(names) * [""]], "italic")
+        for kind in student_kinds(student):
             _add(
                 table,
-                [f"  {KIND_LABELS[kind]}", *metric_cells(student["models"][kind])],
+                [f"  {labels[kind]}", *metric_cells(student["models"][kind], report["task"])],
                 "bold" if kind == "student" else "",
             )
     return table
 
 
 def _without_copies(report: dict[str, Any]) -> Table:
+    labels, names = kind_labels(report["task"]), headings(report["task"])
     title = f"\nWithout the {report['copies']['test']} test rows that equal rows trained on"
-    table = _table(title, "", "accuracy %", "NLL", "Brier", "ECE %", "aECE %")
+    table = _table(title, "", *names)
     for name, student in report["without_copies"].items():
         table.add_section()
-        _add(table, [name, *5 * [""]], "italic")
+        _add(table, [name, *len(names) * [""]], "italic")
         for kind, model in student["models"].items():
             _add(
                 table,
-                [f"  {KIND_LABELS[kind]}", *metric_cells(with_means(model))],
+                [f"  {labels[kind]}", *metric_cells(with_means(model), report["task"])],
                 "bold" if kind == "student" else "",
             )
     return table
@@ -379,21 +411,43 @@ def gains_over(
 
 def strongest_named(report: dict[str, Any]) -> Text:
     """Which alternative is the strongest, for each student and metric."""
+    labels = kind_labels(report["task"])
     lines = []
     for name, student in report["students"].items():
         by_metric = [
-            f"{METRIC_LABELS[m]} {KIND_LABELS[s['alternative']]}"
-            for m, s in student["strongest"]["all"].items()
+            f"{METRIC_LABELS[m]} {labels[s['alternative']]}" for m, s in student["strongest"]["all"].items()
         ]
         lines.append(f"Strongest for {name}: {'; '.join(by_metric)}.")
     return Text("\n".join(lines), "dim")
 
 
+def _outputs(report: dict[str, Any]) -> list[Table]:
+    """For each student a table of the metric of each label or number; none of classes."""
+    measures = MEASURES[report["task"]]
+    each = measures.each
+    if each is None:
+        return []
+    tables = []
+    for name, student in report["students"].items():
+        title = f"\n{each.metric.heading} of each of the {len(student['outputs'])} {measures.outputs}: {name}"
+        table = _table(title, "", each.about, *EACH_KINDS)
+        shown = most_changed(student["outputs"], each, SHOWN_OUTPUTS)
+        for cells in output_rows(shown, each):
+            _add(table, cells)
+        if len(shown) < len(student["outputs"]):
+            _add(table, ["The most changed; all are in report.json", *4 * [""]], "dim")
+        tables.append(table)
+    return tables
+
+
 def _members(report: dict[str, Any]) -> Table:
-    table = _table("\nMembers", "", "weight", "temperature", "accuracy %", "NLL", "Brier", "ECE %")
+    shown = MEASURES[report["task"]].metrics[:4]  # what eighty columns hold
+    tempered = any("temperature" in member for member in report["members"])
+    weighting = ("weight", "temperature") if tempered else ("weight",)
+    table = _table("\nMembers", "", *weighting, *(metric.heading for metric in shown))
     for member in report["members"]:
-        weighting = [f"{member['weight']['mean']:.2f}", f"{member['temperature']['mean']:.2f}"]
-        _add(table, [member["name"], *weighting, *metric_cells(member)[:4]])  # what eighty columns hold
+        means = [f"{member[name]['mean']:.2f}" for name in weighting]
+        _add(table, [member["name"], *means, *(metric_cell(member, metric.name) for metric in shown)])
     return table
 
 

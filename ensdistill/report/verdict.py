@@ -1,13 +1,17 @@
 """The judgement of one student in plain sentences, limits included.
 
-The headline is decided in accuracy and in NLL, each against the strongest alternative there (see `judge` for
-how it is found), and "helped" stands only where the student leads it by more than the interval. Brier mostly
-repeats one of the two, so it is shown, but does not decide.
+The headline is decided in two metrics of the task (accuracy and NLL; mAP and BCE; RMSE and NLL), each against
+the strongest alternative there (see `judge` for how it is found), and "helped" stands only where the student
+leads it by more than the interval. The other metrics mostly repeat one of the two, so they are shown, but do
+not decide. A metric that a model lacks, as the NLL of a forecast without a variance, decides nothing.
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+from ensdistill.common.tasks import Task
+from ensdistill.report.measures import MEASURES, METRICS
 
 # The worse news first: the report's order.
 OUTCOMES = (
@@ -19,7 +23,6 @@ OUTCOMES = (
     "best_member_will_do",
     "helped",
 )
-DECIDING = ("accuracy", "nll")
 KIND_LABELS = {
     "ensemble": "ensemble",
     "best_member": "best member",
@@ -32,18 +35,29 @@ KIND_LABELS = {
     "student": "student (distilled)",
     "student_temperature_scaled": "student, temperature scaled",
 }
-METRIC_LABELS = {"accuracy": "accuracy", "nll": "NLL", "brier": "Brier"}
+METRIC_LABELS = {name: metric.label for name, metric in METRICS.items()}
+
+
+def kind_labels(task: Task) -> dict[str, str]:
+    """The labels of all kinds of models. A regression's scaled models have another variance."""
+    scaling = MEASURES[task].scaling
+    return {kind: label.replace("temperature", scaling) for kind, label in KIND_LABELS.items()}
+
+
+def deciding(block: dict[str, Any]) -> list[str]:
+    """The metrics that the headline goes by, of a student's entry of the report."""
+    return [metric for metric in block["strongest"]["direct"] if METRICS[metric].decides]
 
 
 def outcome(block: dict[str, Any]) -> str:
     """One of `OUTCOMES` for a student's entry of the report.
 
     ensemble_has_no_gain
-        The ensemble does not lead the strongest direct model of that size beyond its interval, neither in
-        accuracy nor in NLL.
+        The ensemble does not lead the strongest direct model of that size beyond its interval in any
+        of the deciding metrics.
     helped
-        The student leads the strongest of all alternatives beyond its interval in accuracy or NLL, and is
-        behind beyond it in neither.
+        The student leads the strongest of all alternatives beyond its interval in one of them, and is
+        behind beyond it in none.
     best_member_will_do
         So against everything of its size, but not against the best member, which costs more to serve.
     one_teacher_will_do
@@ -57,7 +71,7 @@ def outcome(block: dict[str, Any]) -> str:
         Better on average than direct training somewhere, but never beyond the interval.
     """
     direct = block["strongest"]["direct"]
-    if not any(direct[metric]["ensemble"]["beyond_interval"] for metric in DECIDING):
+    if not any(direct[metric]["ensemble"]["beyond_interval"] for metric in deciding(block)):
         return "ensemble_has_no_gain"
     for family, name in (
         ("all", "helped"),
@@ -73,17 +87,20 @@ def outcome(block: dict[str, Any]) -> str:
     behind = -1 in directions(block, "same_size").values()
     return (
         "did_not_help"
-        if behind or all(direct[metric]["student"]["mean"] <= 0 for metric in DECIDING)
+        if behind or all(direct[metric]["student"]["mean"] <= 0 for metric in deciding(block))
         else "cannot_tell"
     )
 
 
 def directions(block: dict[str, Any], family: str) -> dict[str, int]:
-    """For accuracy and NLL: 1 where the student is better beyond its interval than the strongest alternative
-    of the family and of each smaller one, -1 where it is worse than one of these, else 0."""
+    """For each deciding metric: 1 where the student is better beyond its interval than the strongest
+    alternative of the family and of each smaller one, -1 where it is worse than one of these, else 0."""
     strongest = block["strongest"]
     families = list(strongest)[: list(strongest).index(family) + 1]
-    return {metric: min(_direction(strongest[f][metric]["student"]) for f in families) for metric in DECIDING}
+    return {
+        metric: min(_direction(strongest[f][metric]["student"]) for f in families)
+        for metric in deciding(block)
+    }
 
 
 def headline(name: str, block: dict[str, Any]) -> str:
@@ -91,8 +108,8 @@ def headline(name: str, block: dict[str, Any]) -> str:
     result = block["outcome"]
     if result == "helped":
         better = directions(block, "all")
-        where = [METRIC_LABELS[metric] for metric in DECIDING if better[metric] > 0]
-        other = [METRIC_LABELS[metric] for metric in DECIDING if better[metric] == 0]
+        where = [METRIC_LABELS[metric] for metric in better if better[metric] > 0]
+        other = [METRIC_LABELS[metric] for metric in better if better[metric] == 0]
         return f"Distillation helped {name} in {' and '.join(where)}" + (
             f", not measurably in {other[0]}" if other else ""
         )
@@ -117,9 +134,10 @@ def headline(name: str, block: dict[str, Any]) -> str:
     }[result]
 
 
-def verdict(name: str, block: dict[str, Any], seeds: int) -> str:
+def verdict(name: str, block: dict[str, Any], seeds: int, task: Task = "classification") -> str:
     """For the student ``name``: against the strongest alternatives, and against direct training. Intervals
     are 95 %, of ``seeds`` seeds."""
+    metrics, labels = deciding(block), kind_labels(task)
     gains, family = (
         block["gains"],
         "all" if block["outcome"] in ("helped", "best_member_will_do") else "same_size",
@@ -129,8 +147,8 @@ def verdict(name: str, block: dict[str, Any], seeds: int) -> str:
     if block["outcome"] == "ensemble_has_no_gain":
         direct = block["strongest"]["direct"]
         leads = [
-            f"{METRIC_LABELS[m]} {_change(m, direct[m]['ensemble'])} than {_label(direct[m])}"
-            for m in DECIDING
+            f"{METRIC_LABELS[m]} {_change(m, direct[m]['ensemble'])} than {_label(direct[m], labels)}"
+            for m in metrics
         ]
         text += f" The ensemble has {_list(leads)}."
         if set(directions(block, "all").values()) in ({1}, {0, 1}):
@@ -139,14 +157,15 @@ def verdict(name: str, block: dict[str, Any], seeds: int) -> str:
                 "ensemble's lead."
             )
     over = [
-        f"{METRIC_LABELS[m]} {_change(m, strongest[m]['student'])} than {_label(strongest[m])}"
+        f"{METRIC_LABELS[m]} {_change(m, strongest[m]['student'])} than {_label(strongest[m], labels)}"
         f"{_kept(m, strongest[m]['retained_gain'], strongest[m]['ensemble'])}"
-        for m in DECIDING
+        for m in metrics
     ]
     plain = [
         f"{METRIC_LABELS[m]} "
         f"{_change(m, gains['student'][m])}{_kept(m, block['retained_gain'][m], gains['ensemble'][m])}"
-        for m in DECIDING
+        for m in metrics
+        if m in block["retained_gain"]
     ]
     alone = " This is one seed: the intervals leave out how much seeds differ." if seeds == 1 else ""
     return (
@@ -155,10 +174,11 @@ def verdict(name: str, block: dict[str, Any], seeds: int) -> str:
     )
 
 
-def _label(strongest: dict[str, Any]) -> str:
+def _label(strongest: dict[str, Any], labels: dict[str, str]) -> str:
     """The label within a sentence: "direct with smoothing and temperature scaling"."""
-    name, *parts = KIND_LABELS[strongest["alternative"]].split(", ")
-    parts = ["temperature scaling" if part.endswith("scaled") else part for part in parts]
+    name, *parts = labels[strongest["alternative"]].split(", ")
+    scaling = labels["direct_temperature_scaled"].split(", ")[1].replace("scaled", "scaling")
+    parts = [scaling if part.endswith("scaled") else part for part in parts]
     return name + (f" with {' and '.join(parts)}" if parts else "")
 
 
@@ -178,7 +198,7 @@ def _kept(metric: str, retained: dict[str, Any], ensemble: dict[str, Any]) -> st
 def _change(metric: str, gain: dict[str, Any]) -> str:
     """``3.8 points better [3.0, 4.6]``: the interval counts in the direction that the word names."""
     sign = 1 if gain["mean"] >= 0 else -1
-    scale, digits, unit = (100, 1, " points") if metric == "accuracy" else (1, 3, "")
+    scale, digits, unit = (100, 1, " points") if METRICS[metric].percent else (1, 3, "")
     low, high = sorted(sign * scale * end for end in gain["ci95"])
     return (
         f"{abs(scale * gain['mean']):.{digits}f}{unit} {'better' if sign > 0 else 'worse'} "

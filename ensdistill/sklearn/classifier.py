@@ -74,7 +74,8 @@ class DistilledClassifier(ClassifierMixin, BaseEstimator):
     minutes : float
         Of the search; half of them is *direct*'s.
     trials : int, optional
-        So many trials of the student and as many of *direct*, in place of the minutes.
+        So many trials of the student and as many of *direct*, in place of the minutes; only with ``keep`` or
+        ``max_*``.
     random_state : int, RandomState or None
     n_jobs : int, optional
         Estimators that are fitted at once.

@@ -82,10 +82,11 @@ def search_of(estimator: Any) -> Search | None:
     goals = {name: getattr(estimator, name) for name in GOALS}
     families = estimator.families
     if all(value is None for value in goals.values()):
-        if families is not None:
-            raise ValueError(
-                f"families: expected None without keep or max_*, by which a search chooses; got {families!r}"
-            )
+        for name in ("families", "trials"):
+            if (given := getattr(estimator, name)) is not None:
+                raise ValueError(
+                    f"{name}: expected None without keep or max_*, by which a search chooses; got {given!r}"
+                )
         return None
     settings = SearchSettings(
         **goals,

@@ -225,7 +225,8 @@ def _trained(model: nn.Module) -> int:
 def _first_rate(optimization: Optimization, parameters: int) -> float:
     """Ten times the optimiser's own default, because a schedule lowers it again; less for large models."""
     own = optimization.optimizer if isinstance(optimization, StudentOptimization) else None
-    default = None if own is None else inspect.signature(own).parameters["lr"].default
+    known = None if own is None else inspect.signature(own).parameters.get("lr")
+    default = None if known is None else known.default  # a subclass may pass its arguments on by **keywords
     usual = float(default) if isinstance(default, int | float) else 1e-3
     return float(f"{FIRST * usual * min(1.0, math.sqrt(SMALL / parameters)):.2g}")
 

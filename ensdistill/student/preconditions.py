@@ -16,7 +16,7 @@ from ensdistill.data.preprocess.base import Preprocess
 from ensdistill.student.inputs import Inputs, Preparation, takes_ids
 from ensdistill.student.units import widths
 from ensdistill.student.weights import Weights, load_weights
-from ensdistill.teachers.ensemble import Ensemble
+from ensdistill.teachers.base import BaseEnsemble
 from ensdistill.teachers.members.base import is_member
 from ensdistill.teachers.members.dtypes import refusal
 from ensdistill.teachers.members.logits import logits_of
@@ -78,10 +78,10 @@ def build_student(
         raise ValueError(f"{wanted}; got {list(logits.shape)}")
     if isinstance(first, Tensor) and first.is_floating_point() and task != "regression":
         check_ending(model, first, name)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
+    if not any(one.numel() for one in model.parameters() if one.requires_grad):
         raise ValueError(
             f"factory: {name} has no parameter that can be trained: all have requires_grad=False, as a "
-            "teacher's copy has them; let the factory call requires_grad_(True)"
+            "teacher's copy has them, or are empty; let the factory call requires_grad_(True)"
         )
     return model
 
@@ -107,7 +107,7 @@ def _check_no_teacher(factory: Any) -> None:
     """Raise TypeError for a member or an ensemble in place of what makes a student."""
     if isinstance(factory, (type, nn.Module)):
         return
-    if is_member(factory) or isinstance(factory, Ensemble):
+    if is_member(factory) or isinstance(factory, BaseEnsemble):
         raise TypeError(
             f"factory: that's a teacher ({type(factory).__name__}): expected what makes a new module, which "
             "learns from the teachers (its class, functools.partial of it, a function)"

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ensdistill.student.retention import Expectation, Features, Rule, rule
+from ensdistill.student.retention import Expectation, Features, RetentionRule, rule
 from ensdistill.teachers import Ensemble
 from ensdistill.teachers.fitting.uncertainty import decompose
 
@@ -153,7 +153,7 @@ def preflight(
     origins: Mapping[str, Spread],
     counts: Mapping[str, int] | None = None,
     sizes: Mapping[str, float | None] | None = None,
-    learned: Rule | None = None,
+    learned: RetentionRule | None = None,
 ) -> Preflight:
     """Judge an ensemble before students are trained.
 
@@ -170,7 +170,7 @@ def preflight(
         Rows of the transfer set by origin; by default those of ``origins``.
     sizes : dict of str to float or None
         Each student's parameters, over those of the median member; None where unknown.
-    learned : Rule, optional
+    learned : RetentionRule, optional
         By default this version's.
 
     Raises
@@ -260,7 +260,9 @@ def _advice(found: Preflight) -> list[str]:
     return advice
 
 
-def _pool_advice(found: Preflight, by: Rule, known: Features, counts: Mapping[str, int]) -> list[str]:
+def _pool_advice(
+    found: Preflight, by: RetentionRule, known: Features, counts: Mapping[str, int]
+) -> list[str]:
     """The worth of a pool, by the rule's difference between the job with it and as it is.
 
     Pool rows are like held-out rows, which no member learned from, so members differ on them as much.

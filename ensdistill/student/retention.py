@@ -7,7 +7,6 @@ the rule, and writes ``retention.json`` beside this file.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -19,7 +18,7 @@ from ensdistill.common.files import read_json
 
 FILE = Path(__file__).with_name("retention.json")
 LEAST, MOST = -0.5, 1.2  # shares beyond these are mostly noise
-_SMALL = 1e-4  # nats, and rows for each labelled row
+_SMALL = 1e-4  # nats, rows for each labelled row, and deviations
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class Expectation:
 
 
 @dataclass(frozen=True)
-class Rule:
+class RetentionRule:
     """A ridge regression of the share on standardised features.
 
     Parameters
@@ -137,32 +136,44 @@ class Rule:
         if not self.useful:
             return Expectation(self.mean, self.mean_error, False)
         chosen = features.vector()[[NAMES.index(name) for name in self.names]]
-        standard = np.nan_to_num((chosen - self.means) / np.asarray(self.scales))
-        # The rule has no examples beyond three deviations, so features are clipped there.
-        share = self.mean + float(np.clip(standard, -3, 3) @ np.asarray(self.weights))
-        return Expectation(min(max(share, LEAST), MOST), self.error, True)
+        share = shares(chosen, self.mean, self.means, self.scales, self.weights)
+        return Expectation(float(share), self.error, True)
 
 
 @cache
-def rule() -> Rule:
+def rule() -> RetentionRule:
     """The rule of this version."""
     found = read_json(FILE)
     if not isinstance(found, dict):
         raise ValueError(f"{FILE}: expected the rule that this package has; install it again")
-    values = ((one.name, found[one.name]) for one in fields(Rule))
+    values = ((one.name, found[one.name]) for one in fields(RetentionRule))
     known: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values}
-    return Rule(**known)
+    return RetentionRule(**known)
 
 
-def standardised(vectors: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Features [N, F] with means 0 and deviations 1, unknown ones at 0; the means and the deviations [F]."""
-    stacked = np.stack(vectors)
-    known = np.isfinite(stacked)
-    count = np.maximum(known.sum(0), 1)
-    means = np.where(known, stacked, 0.0).sum(0) / count
-    scales = np.sqrt(np.where(known, np.square(stacked - means), 0.0).sum(0) / count)
-    scales = np.where(scales > 0, scales, 1.0)
-    return np.nan_to_num((stacked - means) / scales), means, scales
+def moments(x: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The means and the deviations [F] of features [N, F] over the rows where they are known (not NaN), by
+    the rows' weights [N]; a feature that does not vary has a deviation of 1."""
+    share = np.where(np.isfinite(x), weights[:, None], 0.0)
+    share = share / np.where((total := share.sum(0)) > 0, total, 1.0)
+    means = (share * np.nan_to_num(x)).sum(0)
+    scales = np.sqrt((share * np.square(np.nan_to_num(x - means))).sum(0))
+    return means, np.where(scales > _SMALL, scales, 1.0)
+
+
+def standardised(x: np.ndarray, means: Any, scales: Any) -> np.ndarray:
+    """Features [..., F] in deviations from their means; an unknown one (NaN) counts as the mean."""
+    return np.nan_to_num((x - np.asarray(means)) / np.asarray(scales))
+
+
+def shares(x: np.ndarray, mean: float, means: Any, scales: Any, weights: Any) -> np.ndarray:
+    """The shares [...] that a linear rule predicts for features [..., F].
+
+    The rule has no examples beyond three deviations, so features end there.
+    """
+    z = np.clip(standardised(x, means, scales), -3, 3)
+    found: np.ndarray = np.clip(mean + z @ np.asarray(weights), LEAST, MOST)
+    return found
 
 
 def _log(value: Any) -> float:

@@ -15,12 +15,36 @@
 ``stored_logits``   logits that exist already, as arrays or in a cache
 ``storage``         an ensemble as a folder
 ==================  ===================================================================================
+
+The names are loaded when they are first used: who takes a member's adapter alone waits for no scikit-learn.
 """
 
-from ensdistill.teachers.ensemble import Ensemble
-from ensdistill.teachers.lookups import looks_up
-from ensdistill.teachers.out_of_fold import train_ensemble
-from ensdistill.teachers.regression import RegressionEnsemble
-from ensdistill.teachers.validation import check_logits
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+_HOMES = {
+    "Ensemble": "ensemble",
+    "RegressionEnsemble": "regression",
+    "check_logits": "validation",
+    "looks_up": "lookups",
+    "train_ensemble": "out_of_fold",
+}
 
 __all__ = ["Ensemble", "RegressionEnsemble", "check_logits", "looks_up", "train_ensemble"]
+
+if TYPE_CHECKING:
+    from ensdistill.teachers.ensemble import Ensemble
+    from ensdistill.teachers.lookups import looks_up
+    from ensdistill.teachers.out_of_fold import train_ensemble
+    from ensdistill.teachers.regression import RegressionEnsemble
+    from ensdistill.teachers.validation import check_logits
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

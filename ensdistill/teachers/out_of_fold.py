@@ -4,6 +4,7 @@ folds."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from ensdistill.common.combiners import Combiner
 from ensdistill.common.random import derive_seed
 from ensdistill.data import BadRows, Rows
-from ensdistill.data.copies import stratified_folds
+from ensdistill.data.copies import equal_inputs, folds_of, merged
 from ensdistill.teachers.ensemble import Ensemble
 from ensdistill.teachers.existing import ExistingMembers
 from ensdistill.teachers.jobs import TrainingRows
@@ -107,9 +108,8 @@ def train_ensemble(
         )
     check_classes_alone("labelled", labelled)
     _check_rows(labelled, classes, folds)
-    parts = stratified_folds(
-        labelled.inputs, labelled.labels, folds, derive_seed("folds", seed), labelled.groups
-    )
+    alike = merged(equal_inputs(labelled.inputs)[0], labelled.groups)
+    parts = folds_of(alike, labelled.labels, folds, derive_seed("folds", seed))
     planned: Planned = []
     for recipe in prepare_recipes(recipes, labelled.inputs, len(classes), seed):
         jobs = [
@@ -136,7 +136,7 @@ def train_ensemble(
         held_out[names.index(name)] = asked.raw_logits(labelled.inputs)[0]
     temperatures = {name: t for recipe in existing for name, t in recipe.temperatures().items()}
     ensemble.temperatures = np.array([temperatures.get(name, 1.0) for name in names])
-    _fit(ensemble, held_out, labelled, prior_rows, select)
+    _fit(ensemble, held_out, replace(labelled, groups=alike), prior_rows, select)
     return ensemble, held_out
 
 
@@ -186,10 +186,12 @@ def _selected(ensemble: Ensemble, z: np.ndarray, rows: Rows, prior_rows: float) 
 
 
 def _loss_of_selection(ensemble: Ensemble, z: np.ndarray, rows: Rows, prior_rows: float) -> float:
-    """The NLL of selections, each on the rows that it was not fitted to."""
-    losses = np.zeros(len(rows))
+    """The NLL of selections, each on the rows that it was not fitted to, whose groups are whole."""
+    losses, groups = np.zeros(len(rows)), np.arange(len(rows))
+    if rows.groups is not None:
+        groups = np.unique(rows.groups, return_inverse=True)[1]
     for part in range(CROSSED):
-        held = np.arange(len(rows)) % CROSSED == part
+        held = groups % CROSSED == part
         if not held.any() or held.all():
             continue
         chosen = _selected(ensemble, z[:, ~held], rows.take(np.flatnonzero(~held)), prior_rows)

@@ -16,13 +16,9 @@ from ensdistill.cache import cache_targets
 def test_a_quick_run_has_every_part(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(codecs, "PAIRS", 300)
-    assert (
-        main(
-            ["--quick", "--records", "1500", "--scratch", str(tmp_path), "--out", str(tmp_path / "r.json")],
-            tmp_path,
-        )
-        == 0
-    )
+    scratch, out = tmp_path / "new" / "scratch", tmp_path / "r.json"
+    words = ["--quick", "--records", "1500", "--scratch", str(scratch), "--out", str(out)]
+    assert main(words, tmp_path) == 0
     result = json.loads((tmp_path / "r.json").read_text())
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
     timed = {(row["store"], row["width"]) for row in result["gather"]}
@@ -37,7 +33,8 @@ def test_a_quick_run_has_every_part(tmp_path, capsys, monkeypatch):
     assert [row["codec"] for row in result["codecs"]] == [codec for codec, _ in codecs.CODECS]
     assert result["codecs"][0]["kl"]["max"] == 0  # fp32's
     assert result["training"]["ms_cache"] > 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["r.json", "r.png"]  # the scratch is gone
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "r.json", "r.png"]
+    assert not list(scratch.iterdir())  # the scratch is gone
     shown = capsys.readouterr()
     assert "numpy memmap" in shown.out
     assert "round 2 of 2" in shown.err

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from ensdistill.cli.main import main as ensdistill
 from ensdistill.job.student_config import StudentConfig
 from ensdistill.models import CNN
 from ensdistill.report.results import KINDS
-from ensdistill.student.retention import Features
+from ensdistill.student.retention import NAMES, Features, RetentionRule
 
 ROWS, SEEDS = 400, 3
 ABOUT = {
@@ -207,6 +207,22 @@ def test_a_rule_predicts_sets_that_it_left_out_or_says_that_it_does_not():
     uncertain = [example("one", 1.0, 0.5) | {"lead": 0.001}]
     with pytest.raises(ValueError, match=r"^found: expected examples of three"):
         rule.fit(uncertain)
+
+
+def test_an_unknown_feature_counts_as_the_mean_by_weight_in_the_fit_and_in_the_rule():
+    """A weight changes the mean of a feature, and so an unknown feature that stands for it."""
+    sizes, weights = np.array([-1.0, 0.0, 1.0, 2.0, np.nan, np.nan]), np.array([1.0, 1.0, 1.0, 7.0, 3.0, 2.0])
+    x = np.full((6, len(NAMES)), 0.0)
+    x[:, NAMES.index("size")] = sizes
+    y = 0.4 + 0.1 * np.where(np.isnan(sizes), 1.4, sizes)  # 1.4 is the mean by weight
+    groups = np.array([*"aabbcc"])
+    mean, means, scales, slopes = rule._Examples(x, y, weights, groups).regression(("size",), 1e-9)
+    assert means == pytest.approx([1.4])
+    assert mean + slopes[0] * (0.0 - means[0]) / scales[0] == pytest.approx(0.4)
+    made = RetentionRule(("size",), tuple(means), tuple(scales), tuple(slopes), mean, 0.1, 0.2, 6, 3)
+    known = Features(1.0, 1.0, 0.0, 0.0, 0.0)
+    assert made.expect(known).share == pytest.approx(0.54)
+    assert made.expect(replace(known, size=np.e)).share == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("name", ["digits", "letter", "income", "spam", "diamonds"])

@@ -64,3 +64,15 @@ def test_the_networks_are_those_of_their_names():
 def test_a_name_of_no_student_is_an_error(tmp_path, capsys):
     assert command.main(["--only", "LSTM"], tmp_path) == 2
     assert "no student has 'LSTM' in its name" in capsys.readouterr().err
+
+
+def test_a_scratch_folder_that_does_not_exist_is_made(tmp_path, monkeypatch):
+    used, folder = [], tmp_path / "new" / "scratch"
+
+    def refuse(case, rounds, scratch, note):
+        used.append(scratch.parent)
+        raise measure.WrongStudent("none")
+
+    monkeypatch.setattr(measure, "measure", refuse)
+    assert command.main(["--quick", "--only", "MLP", "--scratch", str(folder)], tmp_path) == 1
+    assert used == [folder]

@@ -1,6 +1,7 @@
 """Caches of several tasks side by side: stale ones, copies, versions, drafts, the command line, manifests."""
 
 import json
+import shutil
 import threading
 from dataclasses import replace
 
@@ -54,9 +55,9 @@ def test_only_caches_of_other_tasks_have_a_new_version_of_the_format(caches):
 
 
 @pytest.mark.parametrize("there", TASKS)
-@pytest.mark.parametrize("unfinished", [False, True])
-def test_a_cache_of_another_task_is_refused_by_both_names(tmp_path, there, unfinished):
-    cache_targets(*MAKERS[there](), tmp_path / "c", **SMALL)
+@pytest.mark.parametrize("unfinished", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_a_cache_of_another_task_is_refused_by_both_names(caches, tmp_path, there, unfinished):
+    shutil.copytree(caches[there].path, tmp_path / "c")
     if unfinished:
         _unfinish(tmp_path / "c")
     before = contents(tmp_path / "c")
@@ -122,6 +123,7 @@ def test_an_ensemble_of_another_task_is_refused(caches):
         caches["multilabel"].gather_moments(rows.uids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", OTHERS)
 def test_several_writers_write_the_same_cache(tmp_path, task, caches):
     def write(rank):
@@ -147,7 +149,7 @@ def test_caches_at_a_url(tmp_path, task, caches):
         upload(caches["classification"].path, f"memory://{task}")
 
 
-@pytest.mark.parametrize("task", OTHERS)
+@pytest.mark.parametrize("task", [pytest.param("multilabel", marks=pytest.mark.slow), "regression"])
 def test_each_version_of_a_sample_has_targets_of_its_own(tmp_path, task):
     matrix = np.random.default_rng(0).integers(-3, 4, (64, 10)).astype(np.float32)
     pixels = (digits(N)[1].inputs[:, 1:] / 16).reshape(N, 1, 8, 8)
@@ -229,11 +231,11 @@ def _numbers(target):
         ("classification", lambda m: m.update(codec="affine16"), "codec: expected one of uint8, .*got affine16"),
     ],
 )  # fmt: skip
-def test_manifests_that_do_not_fit_their_task_are_refused(tmp_path, task, change, message):
-    cache_targets(*MAKERS[task](), tmp_path, **SMALL)
-    rewrite(tmp_path, change)
+def test_manifests_that_do_not_fit_their_task_are_refused(caches, tmp_path, task, change, message):
+    shutil.copytree(caches[task].path, tmp_path / "c")
+    rewrite(tmp_path / "c", change)
     with pytest.raises(CacheCorrupt, match=message):
-        TargetCache.open(tmp_path)
+        TargetCache.open(tmp_path / "c")
 
 
 class Halves(Codec):

@@ -22,6 +22,7 @@ pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds helpers in /proc"),
 ]
 ROUNDS = int(os.environ.get("ENSDISTILL_KILL_ROUNDS", "2"))
+ENOUGH, SPENT = 60.0, 0.01  # minutes: a slow machine's search would end by itself amid the kills
 COMMAND = """
 import sys
 from ensdistill.cli.main import main
@@ -29,9 +30,9 @@ sys.exit(main())
 """
 
 
-def start(file: Path) -> subprocess.Popen[bytes]:
+def start(file: Path, minutes: float) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-c", COMMAND, "tune", str(file)],
+        [sys.executable, "-c", COMMAND, "tune", str(file), "--minutes", str(minutes)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
@@ -53,8 +54,14 @@ def workers(journal: Path) -> set[str]:
     """The processes that have begun a trial."""
     if not journal.exists():
         return set()
-    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    whole, _, _ = journal.read_text().rpartition("\n")  # a line may be half written
+    lines = [json.loads(line) for line in whole.splitlines()]
     return {one["user_attr"]["worker"] for one in lines if "worker" in one.get("user_attr", {})}
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
 
 
 def children(process: subprocess.Popen[bytes]) -> list[int]:
@@ -64,7 +71,6 @@ def children(process: subprocess.Popen[bytes]) -> list[int]:
 
 def test_two_workers_share_a_search_that_survives_kills(tmp_path):
     change = {
-        "minutes": 4,
         "workers": 2,
         "data.init_args.pool": 850,
         "distill.students": {"small": {"keep": 0.8, "families": ["mlp"]}},
@@ -72,20 +78,25 @@ def test_two_workers_share_a_search_that_survives_kills(tmp_path):
     file = write_job(tmp_path, change)
     folder = tmp_path / "runs" / "tiny" / "seed-0" / "search" / "small"
     journal, generator = folder / "journal" / JOURNAL, random.Random(0)
-    process, done = start(file), 0
+    process, done = start(file, ENOUGH), 0
     for _ in range(ROUNDS):
         wait_for_trials(journal, done + generator.randint(1, 4), process)
         assert process.poll() is None, process.communicate()
         done = trials(journal)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        kill(process)
         assert trials(journal) >= done
-        process = start(file)
-    before = workers(journal)
+        process = start(file, ENOUGH)
+    before, until = workers(journal), time.monotonic() + 300
     while process.poll() is None and len(workers(journal) - before) < 2:
+        assert time.monotonic() < until, "the helper did not come"
         time.sleep(0.02)
-    assert process.poll() is None, "the helper did not come"
+    assert process.poll() is None, process.communicate()
     os.kill(children(process)[-1], signal.SIGKILL)  # the helper, which was started last
+    wait_for_trials(journal, trials(journal) + 2, process)  # at most one of them was the helper's
+    assert process.poll() is None, process.communicate()
+    kill(process)
+    # With less time than was spent the search ends.
+    process = start(file, SPENT)
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err.decode()
     assert b"direct, mlp/" in out

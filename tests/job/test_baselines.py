@@ -4,6 +4,7 @@ rows."""
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import nn
 
 from ensdistill.common.files import read_json
 from ensdistill.common.optimization import Optimization
+from ensdistill.common.optimizers import StudentOptimization
 from ensdistill.data import Split, stratified_split
 from ensdistill.data.copies import equal_inputs
 from ensdistill.job import direct as baselines
@@ -20,6 +22,7 @@ from ensdistill.job.direct import Recipe, dropout_of, train_baselines
 from ensdistill.job.student_config import StudentConfig
 from ensdistill.models import MLP
 from ensdistill.report.metrics import ece, nll
+from ensdistill.student.automatic import Automatic
 from ensdistill.student.trainer import StudentTrainer
 from ensdistill.teachers.fitting.calibration import probabilities
 from ensdistill.teachers.members import load_member
@@ -141,3 +144,61 @@ def test_a_model_without_dropout_is_searched_without(noisy, tmp_path):
     quick = StudentConfig(Plain, Optimization(steps=32, learning_rate=0.01))
     found = train_baselines(quick, SETTINGS, noisy, 0, tmp_path, lambda *_: None)
     assert all("dropout 0" in name and "dropout 0." not in name for name in found["held_out_nll"])
+
+
+class Folds:
+    """Recipes are judged by a function in place of trainings."""
+
+    def __init__(self, loss):
+        self.loss, self.tried = loss, []
+
+    def best(self, *recipes):
+        self.tried += recipes
+        return min(recipes, key=self.loss)
+
+
+def rate(recipe):
+    return recipe.optimization(BASE).learning_rate
+
+
+BASE = StudentOptimization(steps=64, learning_rate=0.04, batch_size=8)
+
+
+@pytest.mark.parametrize(("lowest", "chosen"), [(0.01, 0.013), (0.03, 0.04), (0.5, 0.36)])
+def test_the_folds_try_other_rates_than_the_one_that_was_found(lowest, chosen):
+    folds = Folds(lambda one: abs(np.log10(rate(one) / lowest)))
+    found = baselines._search(StudentConfig(Plain, BASE), SETTINGS, folds, baselines.FOUND)
+    assert rate(found) == pytest.approx(chosen)
+    assert rate(baselines._search(StudentConfig(Plain, BASE), SETTINGS, folds, baselines.GIVEN)) == 0.04
+    assert len(set(folds.tried)) <= 9
+
+
+def test_a_rate_that_is_better_for_short_trainings_alone_is_not_chosen():
+    folds = Folds(lambda one: (one.steps < 64, rate(one) if one.steps == 64 else -rate(one)))
+    found = baselines._search(StudentConfig(Plain, BASE), SETTINGS, folds, baselines.FOUND)
+    assert (found.steps, found.learning_rate) == (64, None)
+    assert {rate(one) for one in folds.tried if one.steps == 64} == {0.04, 0.36}
+
+
+def test_no_decay_outweighs_the_gradient_at_a_higher_rate():
+    strong = replace(BASE, weight_decay=0.5)
+    folds = Folds(lambda one: -rate(one))
+    baselines._search(StudentConfig(Plain, strong), SETTINGS, folds, baselines.FOUND)
+    assert max(rate(one) for one in folds.tried) == 0.12
+
+
+def test_few_rows_have_more_settings_tried_where_the_rate_was_found():
+    found = Automatic(("learning_rate",), 64, 8, 0.04)
+    grids = [baselines._grid(one, rows) for one in (None, found) for rows in (1000, 1001)]
+    assert grids == [baselines.GIVEN, baselines.GIVEN, baselines.OF_FEW, baselines.FOUND]
+    assert baselines._grid(Automatic(("steps",), 64, 8, 0.04), 10) == baselines.GIVEN
+    for decay in (0.06, 0.6):
+        folds = Folds(lambda one, decay=decay: abs(np.log(one.weight_decay / decay)))
+        chosen = baselines._search(StudentConfig(Plain, BASE), SETTINGS, folds, baselines.OF_FEW)
+        assert chosen.weight_decay == pytest.approx(decay)
+
+
+def test_a_recipes_rate_is_part_of_its_name_and_of_its_training():
+    recipe = Recipe(5, 0.1, 0.0, augmented=False, learning_rate=0.2)
+    assert str(recipe) == "plain, 5 steps, weight decay 0.1, dropout 0, learning rate 0.2"
+    assert (rate(recipe), rate(replace(recipe, learning_rate=None))) == (0.2, 0.04)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from ensdistill.data import Rows, Split
-from ensdistill.data.transfer import Exchange, SpliceTexts
+from ensdistill.data.transfer import CutMix, Exchange, Mixup, SpliceTexts
 from ensdistill.job.check import check_job
 from ensdistill.job.config import Config
 from ensdistill.job.defaults import defaults
@@ -54,10 +54,15 @@ def test_the_defaults_pass_the_check_of_a_job(kind: str, tmp_path: Any) -> None:
 
 
 def test_a_large_pool_needs_no_synthetic_rows() -> None:
-    assert defaults(SAMPLES["array"], 60, 240).cache.transfer.synthetic == []
-    for rows, made in ((60, 5000), (1001, 20_020), (10_000, 80_000)):
-        sources = defaults(SAMPLES["array"], rows, 4 * rows - 1).cache.transfer.synthetic
+    assert defaults(SAMPLES["array"], 60, 80_000).cache.transfer.synthetic == []
+    for rows, pool, made in ((60, 0, 5000), (60, 600, 12_600), (1001, 0, 20_020), (1000, 12_000, 68_000)):
+        sources = defaults(SAMPLES["array"], rows, pool).cache.transfer.synthetic
         assert sources == [Exchange(rows=made)]
+    for rows, pool, made in ((200, 900, 6150), (5000, 0, 30_000)):
+        sources = defaults(SAMPLES["image array"], rows, pool).cache.transfer.synthetic
+        assert sources == [Mixup(rows=made), CutMix(rows=made)]
+    for kind, pool in (("image array", 60_000), ("images", 0)):
+        assert defaults(SAMPLES[kind], 60, pool).cache.transfer.synthetic == []
     assert defaults(SAMPLES["texts"], 60, 240).cache.transfer.synthetic == []
     for rows, made in ((60, 2000), (1001, 6006), (14_000, 20_000)):
         assert defaults(SAMPLES["texts"], rows).cache.transfer.synthetic == [SpliceTexts(rows=made)]

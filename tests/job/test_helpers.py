@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing as mp
+import os
+import signal
+import time
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
+from blocked_helper import Search, start, wait_for
 
 from ensdistill.job.helpers import Helpers
 from ensdistill.job.run_folder import Unit
@@ -30,7 +36,7 @@ class Process:
 
 @pytest.fixture
 def helpers():
-    return Helpers(SimpleNamespace(Process=Process), None, (None, None, 1), 3)
+    return Helpers(SimpleNamespace(Process=Process, Pipe=mp.Pipe), None, 3)
 
 
 def units(helpers):
@@ -63,3 +69,22 @@ def test_a_killed_helper_is_not_started_again_and_again(helpers):
 def test_a_search_by_trials_has_no_help_because_it_would_be_another(helpers):
     helpers.help(SEARCHES, 3, SimpleNamespace(trials=5))
     assert not helpers.started
+
+
+def test_a_helper_that_is_killed_inside_put_blocks_no_other(tmp_path):
+    helpers = Helpers(mp.get_context("spawn"), partial(start, tmp_path), 3)
+    helpers.help([Search("search")], 2, SimpleNamespace(trials=None))
+    (both,) = helpers.started.values()
+    wait_for(tmp_path / "first")
+    time.sleep(0.2)  # until its pipe is full
+    first = int(os.readlink(tmp_path / "first"))
+    os.kill(first, signal.SIGKILL)
+    next(one for one in both if one.pid == first).join()
+    (tmp_path / "killed").touch()
+    found, until = [], time.monotonic() + 60
+    while any(one.is_alive() for one in both):
+        assert time.monotonic() < until
+        found += helpers.messages()
+        time.sleep(0.01)
+    assert [*found, *helpers.messages()] == ["from the other"]
+    assert not helpers._pipes

@@ -7,6 +7,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from ensdistill.cli.main import main
+from ensdistill.cli.settings import load_config
+from ensdistill.job import preflight
+from ensdistill.job.run_folder import RunFolder
 from ensdistill.report.metrics import nll
 from ensdistill.teachers.fitting.calibration import probabilities
 
@@ -48,3 +51,14 @@ def test_help_is_there(capsys):
 @pytest.mark.parametrize("words", [[], ["nowhere.yaml"]])
 def test_wrong_words_end_with_2(words, capsys):
     assert main(["preflight", *words]) == 2
+
+
+def test_a_students_size_is_that_over_the_median_member_with_weight(finished_job):
+    run = RunFolder(load_config(["--config", str(finished_job.parent.parent / "job.yaml")]))
+    held_out = preflight._held_out(run, 0)
+    first, second = held_out.ensemble.members
+    assert first.parameters != second.parameters
+    student = 64 * 8 + 8 + 8 * 10 + 10
+    for weights, median in ([0.0, 1.0], second.parameters), ([1.0, 0.0], first.parameters):
+        held_out.ensemble.weights = np.array(weights)
+        assert preflight._sizes(run, 0, [held_out])["small"] == pytest.approx(student / median)

@@ -25,10 +25,10 @@ SEARCHED = {
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
     folder = tmp_path_factory.mktemp("searched")
-    search = "ensdistill.student.search.search"
+    search = "ensdistill.student.search"
     with (
-        mock.patch(f"{search}.ordinary_steps", return_value=96),
-        mock.patch(f"{search}.latency_of", return_value=Latency(2e-5, "none")),
+        mock.patch(f"{search}.ordinary.ordinary_steps", return_value=96),
+        mock.patch(f"{search}.ladders.latency_of", return_value=Latency(2e-5, "none")),
     ):
         file = write_job(folder, SEARCHED)
         shown = succeed("tune", file)

@@ -55,6 +55,12 @@ def test_a_cache_of_the_mixture_only_teaches_the_same(copy):
     assert np.abs(logits_of(copy, inputs)["student"] - whole["student"]).max() > 0.1
 
 
+def test_a_cache_serves_the_highest_temperature_of_a_student(copy):
+    succeed("cache", "build", job_file(copy), "--distill.students.wide.loss.temperature", "30")
+    cache = TargetCache.open(copy / "seed-0" / "cache" / "targets")
+    assert cache.manifest["floor"] == pytest.approx(30 * (np.log(10) + 16))
+
+
 @pytest.mark.parametrize("codec", ["topk-3", "counts-50"])
 def test_a_whole_job_from_compressed_views(copy, codec):
     file = write_job(

@@ -22,6 +22,7 @@ from ensdistill.job.rows_config import StudentRows
 from ensdistill.job.run_folder import RunFolder, Unit
 from ensdistill.job.stored import labelled_targets
 from ensdistill.job.student_rows import Stored, choices, student_rows
+from ensdistill.loss.settings import LossSettings
 
 OWN = {"synthetic": 0.25, "labelled": "mixed"}
 
@@ -137,3 +138,14 @@ def test_a_member_without_weight_has_no_other_targets(tmp_path):
     made = cache_targets(targets, rows, tmp_path / "other", codec="fp32").gather_logits(rows.uids)
     expected = np.concatenate([held_out[[0, 2]], logits[[0, 2], 8:]], axis=1)
     np.testing.assert_allclose(softmax(made, -1), softmax(expected, -1), atol=1e-5)
+
+
+def test_targets_are_made_for_the_temperature_of_a_students_own_loss(job, tmp_path):
+    folder, _ = job
+    own, distill = LossSettings(temperature=30.0), folder.config.distill
+    students = {"wide": replace(distill.students["wide"], loss=own)}
+    config = replace(folder.config, distill=replace(distill, students=students))
+    assert config.distill.max_temperature == 30.0
+    with mock.patch.object(folder, "config", config):
+        _, cache = student_rows(folder, 0, StudentRows(labelled="mixed"), tmp_path / "own")
+    assert cache.manifest["floor"] == pytest.approx(30 * (np.log(10) + 16))

@@ -20,7 +20,7 @@ def test_every_team_of_a_worker_has_the_threads_of_the_settings(monkeypatch, tmp
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     context = mp.get_context("spawn")
     reload = partial(SimpleNamespace, run_folder=Path(tmp_path))
-    start = (reload, context.SimpleQueue(), 1)
+    start = (reload, 1, context.SimpleQueue())
     with ProcessPoolExecutor(1, context, initializer=scheduler._start_worker, initargs=start) as pool:
         found = pool.submit(teams).result()
     assert found

@@ -3,31 +3,47 @@
 import itertools
 import json
 import re
-import sys
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from report_cases import HELPED, labels_of, model, predict, run_results
+from report_task_cases import label_results, number_results
 from sklearn.metrics import accuracy_score, log_loss
 
+from ensdistill.common.tasks import Task
 from ensdistill.data.copies import Copies
 from ensdistill.report import RunResults, StudentResults, as_text, judge
 from ensdistill.report.html import render
 from ensdistill.report.judge import _retained
+from ensdistill.report.measures import MEASURES
 from ensdistill.report.results import FAMILIES, KINDS, STUDENT_KINDS
 from ensdistill.report.verdict import OUTCOMES
 
-SCHEMA = sys.modules["ensdistill.report.judge"].__doc__ or ""
+PAGE = (Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="utf-8")
+SCHEMA = PAGE.split("## report.json")[1].split("```text\n")[1].split("```")[0]
 UNIFORM = dict.fromkeys(HELPED, 0.93)
 
 
-def documented() -> dict[str, str]:
-    """Path pattern -> type, read from the docstring: braces expanded, the starred entries also under each
-    student."""
+def documented(task: Task) -> dict[str, str]:
+    """Path pattern -> type, read from the page: braces and the task's metrics expanded, the starred entries
+    also under each student."""
     schema: dict[str, str] = {}
-    for line in SCHEMA.split("::", 1)[1].splitlines():
+    measures = MEASURES[task]
+    names = {
+        "<shown>": f"{{{','.join(metric.name for metric in measures.metrics)}}}",
+        "<floored>": measures.floored[0],
+        "<about>": measures.each.about if measures.each else "",
+        "<each>": measures.each.metric.name if measures.each else "",
+    }
+    text = re.sub("|".join(names), lambda found: names[found[0]], SCHEMA)
+    text = re.sub(r"\{([^{}]*)\{([^{}]*)\}([^{}]*)\}", r"{\1\2\3}", text)
+    for line in text.splitlines():
+        if "outputs." in line and measures.each is None:
+            continue
         entry = re.fullmatch(r"(  \* |    )(\S+)\s+(\S.*)", line)
         if entry is None:
             continue
@@ -48,7 +64,7 @@ def expand(pattern: str) -> list[str]:
 
 
 def leaves(value: Any, path: str = "") -> dict[str, set[str]]:
-    """Every path of a JSON value with the types found there; names that vary are generalised as the docstring
+    """Every path of a JSON value with the types found there; names that vary are generalised as the page
     has them."""
     if isinstance(value, dict | list):
         items = value.items() if isinstance(value, dict) else enumerate(value)
@@ -87,7 +103,8 @@ def report() -> dict[str, Any]:
 @pytest.mark.parametrize("levels", [HELPED, UNIFORM, HELPED | {"ensemble": 0.90}])
 def test_json_fits_the_schema(levels: dict[str, float]) -> None:
     report = judge(with_copies(levels, {}))
-    found, schema = leaves(json.loads(json.dumps(report, allow_nan=False))), documented()
+    found = leaves(json.loads(json.dumps(report, allow_nan=False)))
+    schema = documented("classification")
     assert len(schema) > 100
     absent = {path for path in schema if path not in found}
     # A retained gain without an interval has ci95 null in the place of its ends.
@@ -100,8 +117,26 @@ def test_json_fits_the_schema(levels: dict[str, float]) -> None:
         assert types <= allowed, f"{path}: {types}, documented as {schema[name]}"
 
 
+@pytest.mark.parametrize("make", [label_results, number_results])
+def test_json_of_other_tasks_fits_the_schema(make: Callable[..., RunResults]) -> None:
+    results = make(seeds=(0,))
+    masks = [np.arange(len(y)) < 40 for y in results.labels]
+    copies = [Copies(mask, 40, 0, 0, 0, 0, 0) for mask in masks]
+    report = judge(replace(results, copies=copies), resamples=2000)
+    found = leaves(json.loads(json.dumps(report, allow_nan=False)))
+    schema = documented(results.task)
+    absent = {path for path in schema if path not in found}
+    tempered = results.task == "multilabel"
+    assert absent == set() if tempered else {path.split(".")[2] for path in absent} == {"temperature"}
+    assert set(found) - set(schema) == set()
+    for path, types in found.items():
+        allowed = set(re.findall(r"int|float|str|bool|null", schema[path])) or types
+        assert types <= allowed, f"{path}: {types}, documented as {schema[path]}"
+
+
 def test_keys_that_are_promised(report: dict[str, Any]) -> None:
-    assert report["schema_version"] == 2
+    assert report["schema_version"] == 3
+    assert report["task"] == "classification"
     assert set(report["models"]) == set(KINDS)
     assert set(report["students"]) == {"mlp", "cnn"}
     for key in ("models", "gains", "retained_gain", "serving", "verdict", "outcome"):
@@ -429,13 +464,13 @@ def test_the_retained_gain_over_the_strongest_is_over_the_best_mean() -> None:
             assert found["retained_gain"]["mean"] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("version", [1, None])
+@pytest.mark.parametrize("version", [2, None])
 def test_a_report_of_another_version_is_refused(report: dict[str, Any], version: int | None) -> None:
     old = {**report, "schema_version": version}
     for show in (as_text, lambda r: render(r, {})):
         with pytest.raises(
             ValueError,
-            match=rf"report: expected schema_version 2; got {version}: .*`ensdistill report CONFIG`",
+            match=rf"report: expected schema_version 3; got {version}: .*`ensdistill report CONFIG`",
         ):
             show(old)
 

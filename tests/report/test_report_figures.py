@@ -9,7 +9,8 @@ from report_cases import HELPED, model, run_results
 
 from ensdistill.job.evaluate import TRAINED_KINDS
 from ensdistill.report import RunResults, judge, metrics
-from ensdistill.report.figures import FEW, draw
+from ensdistill.report.drawing import FEW
+from ensdistill.report.figures import draw
 
 
 def with_all_curves() -> RunResults:

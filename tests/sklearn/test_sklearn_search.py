@@ -13,7 +13,7 @@ from ensdistill.sklearn import DistilledClassifier
 from ensdistill.student.search.latency import Latency
 
 pytest.importorskip("optuna")
-SEARCH = "ensdistill.student.search.search"
+SEARCH = "ensdistill.student.search"
 
 
 def searched(**more):
@@ -24,8 +24,8 @@ def searched(**more):
 def fitted():
     x, y = numbers(1020)
     with (
-        mock.patch(f"{SEARCH}.ordinary_steps", return_value=96),
-        mock.patch(f"{SEARCH}.latency_of", return_value=Latency(2e-5, "none")),
+        mock.patch(f"{SEARCH}.ordinary.ordinary_steps", return_value=96),
+        mock.patch(f"{SEARCH}.ladders.latency_of", return_value=Latency(2e-5, "none")),
     ):
         return searched(keep=0.5, max_parameters=1000).fit(x, y), x, y
 
@@ -83,6 +83,7 @@ def test_a_loaded_classifier_keeps_the_goal(fitted, tmp_path):
         ({"keep": 0.9, "student": MLP}, "student: expected 'auto' beside keep"),
         ({"keep": 0.9, "temperature": 2.0}, "temperature: expected None beside keep or max_"),
         ({"families": ["mlp"]}, "families: expected None without keep or max_"),
+        ({"trials": 5}, "trials: expected None without keep or max_.*; got 5"),
         ({"keep": 0.9}, "keep: a search needs 203 rows that judge.*got 240 labelled rows and a pool of 0"),
     ],
 )

@@ -276,3 +276,38 @@ def test_an_optimizer_is_not_built_of_auto():
     for build in (lambda o, m: o.build(m.parameters()), lambda o, m: o.build_for(m)):
         with pytest.raises(ValueError, match="learning_rate: expected a number; got auto"):
             build(StudentOptimization(5, 8), nn.Linear(2, 2))
+
+
+class PassesOn(torch.optim.SGD):
+    """An optimiser whose signature names no argument."""
+
+    def __init__(self, *args, **keywords):
+        super().__init__(*args, **keywords)
+
+
+class WithoutRate(torch.optim.SGD):
+    """An optimiser that takes no learning rate."""
+
+    def __init__(self, params):
+        super().__init__(params, lr=0.1)
+
+
+def test_a_rate_is_found_for_an_optimizer_that_does_not_name_it(cache):
+    settings = replace(SHORT, optimizer=PassesOn, weight_decay=0.0)
+    assert StudentTrainer(settings).numbers(STUDENT, ROWS, cache).learning_rate == FIRST * 1e-3
+    with pytest.raises(ValueError, match=r"optimization.optimizer: WithoutRate: .*'lr'"):
+        StudentTrainer(replace(settings, optimizer=WithoutRate)).distill(STUDENT, ROWS, cache)
+
+
+class Empty(nn.Linear):
+    """Its only trained parameter has no elements."""
+
+    def __init__(self):
+        super().__init__(16, 5)
+        self.requires_grad_(False)
+        self.none = nn.Parameter(torch.zeros(0))
+
+
+def test_a_student_without_a_parameter_to_train_is_refused(cache):
+    with pytest.raises(ValueError, match="factory: Empty has no parameter that can be trained"):
+        StudentTrainer(SHORT).distill(Empty, ROWS, cache)

@@ -5,7 +5,7 @@ import pytest
 
 from ensdistill import Ensemble
 from ensdistill.student.preflight import HELD_OUT, HeldOut, Lead, Spread, preflight
-from ensdistill.student.retention import FILE, NAMES, Features, Rule, rule
+from ensdistill.student.retention import FILE, NAMES, Features, RetentionRule, rule
 from ensdistill.teachers.members import ArrayMember
 
 ROWS = 300
@@ -90,10 +90,10 @@ def test_a_member_without_held_out_predictions_is_named(labels):
         preflight([blind], {})
 
 
-def learned(error: float = 0.1, **weights: float) -> Rule:
+def learned(error: float = 0.1, **weights: float) -> RetentionRule:
     """A rule with slopes for some features, whose means are 0 and deviations 1."""
     count = len(weights)
-    return Rule(
+    return RetentionRule(
         tuple(weights), (0.0,) * count, (1.0,) * count, tuple(weights.values()), 0.5, error, 0.2, 40, 8
     )
 

@@ -29,7 +29,7 @@ pytest.importorskip("optuna")
 @pytest.fixture(scope="module", autouse=True)
 def no_export():
     """Making a graph of each candidate takes seconds."""
-    with mock.patch("ensdistill.student.search.search.latency_of", return_value=Latency(2e-5, "none")):
+    with mock.patch("ensdistill.student.search.ladders.latency_of", return_value=Latency(2e-5, "none")):
         yield
 
 
@@ -287,7 +287,7 @@ def test_an_unknown_family_is_refused(material):
 
 @pytest.mark.slow
 def test_minutes_end_a_search(material):
-    with mock.patch("ensdistill.student.search.search.time.monotonic", side_effect=itertools.count()):
+    with mock.patch("ensdistill.student.search.clock.time.monotonic", side_effect=itertools.count()):
         result = material.search(trials=None, steps=64, minutes=0.4, keep=0.5)  # 24 looks at the clock
     assert 2 <= sum(result.cost.trials.values()) <= 12
     assert min(result.cost.trials.values()) >= 1

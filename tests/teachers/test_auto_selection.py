@@ -112,3 +112,37 @@ def test_refit_needs_a_booster_that_stops_early():
         SklearnMembers(LogisticRegression(), refit=True)
     plain, again = (SklearnMembers(BOOSTERS[0], refit=refit).fingerprint() for refit in (False, True))
     assert plain != again
+
+
+@pytest.mark.parametrize("groups", [np.arange(60) // 6, np.repeat(np.arange(10), 6) * 7])
+def test_priors_are_compared_by_rows_of_other_groups(groups, monkeypatch):
+    from ensdistill.teachers import out_of_fold
+
+    fitted = []
+
+    def selected(ensemble, z, rows, prior_rows):
+        fitted.append(set(rows.groups.tolist()))
+        return ensemble
+
+    monkeypatch.setattr(out_of_fold, "_selected", selected)
+    logits = np.zeros((2, 60, 3), np.float32)
+    ensemble = Ensemble.from_members(list(logits), output="logits")
+    rows = Rows(np.zeros((60, 1)), np.arange(60), np.arange(60) % 3, groups=groups)
+    out_of_fold._loss_of_selection(ensemble, logits, rows, 3.0)
+    everything = set(groups.tolist())
+    held = [everything - part for part in fitted]
+    assert len(held) == 3
+    assert all(held)
+    assert set.union(*held) == everything
+    assert sum(map(len, held)) == len(everything)
+
+
+def test_copies_of_a_row_choose_the_prior_together(monkeypatch):
+    from ensdistill.teachers import out_of_fold
+
+    seen = []
+    monkeypatch.setattr(out_of_fold, "_loss_of_selection", lambda _, z, rows, prior: seen.append(rows) or 0.0)
+    twice = Rows(np.concatenate([X[:60], X[:60]]), np.arange(120), np.concatenate([Y[:60], Y[:60]]))
+    train_ensemble([GOOD], twice, ("no", "yes"), folds=3, select=True)
+    assert len(seen) == 3
+    assert (seen[0].groups[:60] == seen[0].groups[60:]).all()

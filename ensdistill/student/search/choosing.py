@@ -29,7 +29,7 @@ def chosen_of(search: _Search) -> SearchResult:
     """
     records, judged = search.journal.records(), search.lessons.judged
     direct = best_of(records, "direct")
-    bests = [one for key in search.built if (one := best_of(records, "student", key)) is not None]
+    bests = [one for key in search.ladders.built if (one := best_of(records, "student", key)) is not None]
     if direct is None or not bests:
         missing = "direct student" if direct is None else "student"
         raise ValueError(
@@ -69,10 +69,10 @@ def chosen_of(search: _Search) -> SearchResult:
 
 def _point(search: _Search, record: Record, direct: Record, records: Sequence[Record]) -> Point:
     of, key = search.judgement, record.candidate
-    built = search.built[key]
+    built = search.ladders.built[key]
     limits = search.settings.limits
     sizes: dict[str, float] = {"parameters": record.parameters, "bytes": record.bytes}
-    if "seconds" in limits and (latency := search.latency(key)) is not None:
+    if "seconds" in limits and (latency := search.ladders.latency(key)) is not None:
         sizes["seconds"] = latency.seconds
     fits = all(sizes[name] <= limit for name, limit in limits.items() if name in sizes)
     same = best_of(records, "direct", key)
@@ -95,7 +95,7 @@ def _point(search: _Search, record: Record, direct: Record, records: Sequence[Re
 
 
 def _timed(search: _Search, one: Point) -> Point:
-    latency = search.latency(one.candidate)
+    latency = search.ladders.latency(one.candidate)
     return one if latency is None else replace(one, latency=latency.seconds, runtime=latency.runtime)
 
 

@@ -9,7 +9,8 @@ from scipy.special import log_softmax
 
 from ensdistill.report.bootstrap import interval, ratio_interval, resampled_means
 from ensdistill.report.frontier import kept_text
-from ensdistill.student.search.rows import Judged
+from ensdistill.student.search.journal import Journal, Record
+from ensdistill.student.search.rows import Judged, Lessons
 from ensdistill.teachers.fitting.calibration import closest_temperature, fit_temperature
 
 TINY = 1e-12
@@ -44,6 +45,21 @@ class Figures:
         return {name: float(values.mean()) for name, values in found.items()} | {
             "temperature": self.temperature
         }
+
+
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """The figures of trials so far, computed once for each."""
+
+    lessons: Lessons
+    journal: Journal
+    ensemble: Figures
+    figures: dict[str, Figures]
+
+    def of(self, record: Record) -> Figures:
+        if record.key not in self.figures:
+            self.figures[record.key] = figures_of(self.journal.logits(record), self.lessons.judged)
+        return self.figures[record.key]
 
 
 def figures_of(logits: np.ndarray, judged: Judged, temperature: float | None = None) -> Figures:

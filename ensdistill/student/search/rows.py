@@ -18,7 +18,8 @@ from ensdistill.data import UNLABELLED, Rows
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.data.samples import as_samples, form, joined, subset
 from ensdistill.loss.targets import Probs
-from ensdistill.student.search.families import About
+from ensdistill.student.search.families import About, Candidate
+from ensdistill.student.search.space import TEMPERATURES, Role, Space
 from ensdistill.student.sources import CachedTargets, RowTargets, Versions
 from ensdistill.teachers.fitting.calibration import log_mixture
 
@@ -90,6 +91,14 @@ class Lessons:
 
     def source(self, mixture: str) -> JudgedSource:
         return JudgedSource(self.mixtures[mixture][1], self.judged, self.augment)
+
+    def space(self, candidate: Candidate, role: Role, steps: int) -> Space:
+        """The values that a trial of a candidate may have; ``steps`` are those of an ordinary training."""
+        rows, cache = self.first
+        most = math.inf if cache.max_temperature is None else cache.max_temperature
+        warm = tuple(t for t in TEMPERATURES if cache.temperature in (None, t) and t <= most)
+        labels = bool((rows.labels >= 0).any())
+        return Space(candidate, role, steps, labels, tuple(self.mixtures), warm)
 
 
 def lessons(

@@ -15,6 +15,7 @@ from ensdistill.student.search.families import About, Candidate
 Role = Literal["student", "direct"]
 ROLES: tuple[Role, ...] = ("direct", "student")
 BATCHES = (64, 128, 256, 512)
+TEMPERATURES = (1.0, 2.0, 4.0)
 # In ordinary trainings; the student's are given (finals.py).
 LENGTHS: dict[Role, tuple[float, float]] = {"direct": (0.25, 2.0), "student": (1 / 64, 128.0)}
 # AdamW multiplies the parameters by 1 - learning rate · weight decay in every step; beyond this the decay
@@ -53,7 +54,7 @@ class Space:
     steps: int
     labels: bool
     mixtures: tuple[str, ...]
-    temperatures: tuple[float, ...] = (1.0, 2.0, 4.0)
+    temperatures: tuple[float, ...] = TEMPERATURES
 
     @property
     def dropout(self) -> bool:

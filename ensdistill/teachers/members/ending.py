@@ -25,6 +25,11 @@ class _Recorder(TorchDispatchMode):
         # By the tensor's id. The tensor is kept alive, so that no other one gets its id.
         self.endings: dict[int, tuple[Tensor, str]] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False: torch would import its compiler, a second of every process, to keep it from tracing this."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor):

@@ -13,7 +13,7 @@
 #define __global__ __attribute__((visibility("default")))  // so that reports can name it
 #define __device__
 #define __host__
-#define __forceinline__ inline __attribute__((always_inline))
+#define __forceinline__ inline  // not forced: unoptimised copies in every caller take four times as long to compile
 #define __launch_bounds__(...)
 #define __cluster_dims__(...)
 #define __grid_constant__

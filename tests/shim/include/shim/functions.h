@@ -2,8 +2,6 @@
 #pragma once
 #include <cmath>
 
-#define ENSDISTILL_SHIM_INLINE inline __attribute__((always_inline))
-
 namespace shim {
 
 // Values travel between lanes as 64 bits.
@@ -44,7 +42,7 @@ void store(T* p, T x, Place place) {
 
 #define ENSDISTILL_SHIM_LOAD(name)                                   \
   template <class T>                                                 \
-  ENSDISTILL_SHIM_INLINE T name(const T* p, ENSDISTILL_SHIM_PLACE) { \
+  inline T name(const T* p, ENSDISTILL_SHIM_PLACE) { \
     return shim::load(p, place);                                     \
   }
 ENSDISTILL_SHIM_LOAD(__ldg)
@@ -56,7 +54,7 @@ ENSDISTILL_SHIM_LOAD(__ldcv)
 #undef ENSDISTILL_SHIM_LOAD
 #define ENSDISTILL_SHIM_STORE(name)                                    \
   template <class T>                                                   \
-  ENSDISTILL_SHIM_INLINE void name(T* p, T x, ENSDISTILL_SHIM_PLACE) { \
+  inline void name(T* p, T x, ENSDISTILL_SHIM_PLACE) { \
     shim::store(p, x, place);                                          \
   }
 ENSDISTILL_SHIM_STORE(__stwb)
@@ -72,14 +70,14 @@ inline void __nanosleep(unsigned) {}
 
 // Threads hand over only where they wait, so nothing comes between.
 template <class T, class F>
-ENSDISTILL_SHIM_INLINE T ensdistill_shim_atomic(T* p, F update) {
+inline T ensdistill_shim_atomic(T* p, F update) {
   const T old = *p;
   *p = update(old);
   return old;
 }
 #define ENSDISTILL_SHIM_ATOMIC(name, expression)                                 \
   template <class T>                                                             \
-  ENSDISTILL_SHIM_INLINE T name(T* p, typename std::common_type<T>::type x) {    \
+  inline T name(T* p, typename std::common_type<T>::type x) {    \
     return ensdistill_shim_atomic(p, [x](T old) -> T { return T(expression); }); \
   }
 ENSDISTILL_SHIM_ATOMIC(atomicAdd, old + x)
@@ -176,52 +174,52 @@ inline void cudaTriggerProgrammaticLaunchCompletion() {}
 
 // --- numbers
 
-ENSDISTILL_SHIM_INLINE int __float_as_int(float x) { return shim::same_bits<int>(x); }
-ENSDISTILL_SHIM_INLINE unsigned __float_as_uint(float x) { return shim::same_bits<unsigned>(x); }
-ENSDISTILL_SHIM_INLINE float __int_as_float(int x) { return shim::same_bits<float>(x); }
-ENSDISTILL_SHIM_INLINE float __uint_as_float(unsigned x) { return shim::same_bits<float>(x); }
-ENSDISTILL_SHIM_INLINE long long __double_as_longlong(double x) { return shim::same_bits<long long>(x); }
-ENSDISTILL_SHIM_INLINE double __longlong_as_double(long long x) { return shim::same_bits<double>(x); }
+inline int __float_as_int(float x) { return shim::same_bits<int>(x); }
+inline unsigned __float_as_uint(float x) { return shim::same_bits<unsigned>(x); }
+inline float __int_as_float(int x) { return shim::same_bits<float>(x); }
+inline float __uint_as_float(unsigned x) { return shim::same_bits<float>(x); }
+inline long long __double_as_longlong(double x) { return shim::same_bits<long long>(x); }
+inline double __longlong_as_double(long long x) { return shim::same_bits<double>(x); }
 
 // The hardware has 2^x and log2 only; the rounding of the factor costs as much here.
-ENSDISTILL_SHIM_INLINE float __expf(float x) { return exp2f(x * 1.4426950408889634f); }
-ENSDISTILL_SHIM_INLINE float __exp10f(float x) { return exp2f(x * 3.3219280948873623f); }
-ENSDISTILL_SHIM_INLINE float __log2f(float x) { return log2f(x); }
-ENSDISTILL_SHIM_INLINE float __logf(float x) { return log2f(x) * 0.6931471805599453f; }
-ENSDISTILL_SHIM_INLINE float __fdividef(float a, float b) { return a / b; }
-ENSDISTILL_SHIM_INLINE float __fdiv_rn(float a, float b) { return a / b; }
-ENSDISTILL_SHIM_INLINE float __frcp_rn(float x) { return 1 / x; }
-ENSDISTILL_SHIM_INLINE float __fadd_rn(float a, float b) { return a + b; }
-ENSDISTILL_SHIM_INLINE float __fsub_rn(float a, float b) { return a - b; }
-ENSDISTILL_SHIM_INLINE float __fmul_rn(float a, float b) { return a * b; }
-ENSDISTILL_SHIM_INLINE float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
-ENSDISTILL_SHIM_INLINE double __dadd_rn(double a, double b) { return a + b; }
-ENSDISTILL_SHIM_INLINE double __dmul_rn(double a, double b) { return a * b; }
-ENSDISTILL_SHIM_INLINE double __fma_rn(double a, double b, double c) { return fma(a, b, c); }
-ENSDISTILL_SHIM_INLINE float __frsqrt_rn(float x) { return 1 / sqrtf(x); }
-ENSDISTILL_SHIM_INLINE float rsqrtf(float x) { return 1 / sqrtf(x); }
-ENSDISTILL_SHIM_INLINE float __saturatef(float x) { return x > 0 ? (x < 1 ? x : 1) : 0; }
-ENSDISTILL_SHIM_INLINE int __float2int_rn(float x) { return int(rintf(x)); }
-ENSDISTILL_SHIM_INLINE float __int2float_rn(int x) { return float(x); }
-ENSDISTILL_SHIM_INLINE float __uint2float_rn(unsigned x) { return float(x); }
-ENSDISTILL_SHIM_INLINE float __double2float_rn(double x) { return float(x); }
+inline float __expf(float x) { return exp2f(x * 1.4426950408889634f); }
+inline float __exp10f(float x) { return exp2f(x * 3.3219280948873623f); }
+inline float __log2f(float x) { return log2f(x); }
+inline float __logf(float x) { return log2f(x) * 0.6931471805599453f; }
+inline float __fdividef(float a, float b) { return a / b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float __frcp_rn(float x) { return 1 / x; }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fsub_rn(float a, float b) { return a - b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
+inline double __dadd_rn(double a, double b) { return a + b; }
+inline double __dmul_rn(double a, double b) { return a * b; }
+inline double __fma_rn(double a, double b, double c) { return fma(a, b, c); }
+inline float __frsqrt_rn(float x) { return 1 / sqrtf(x); }
+inline float rsqrtf(float x) { return 1 / sqrtf(x); }
+inline float __saturatef(float x) { return x > 0 ? (x < 1 ? x : 1) : 0; }
+inline int __float2int_rn(float x) { return int(rintf(x)); }
+inline float __int2float_rn(int x) { return float(x); }
+inline float __uint2float_rn(unsigned x) { return float(x); }
+inline float __double2float_rn(double x) { return float(x); }
 
-ENSDISTILL_SHIM_INLINE int __popc(unsigned x) { return __builtin_popcount(x); }
-ENSDISTILL_SHIM_INLINE int __clz(int x) { return x ? __builtin_clz(unsigned(x)) : 32; }
-ENSDISTILL_SHIM_INLINE int __ffs(int x) { return __builtin_ffs(x); }
-ENSDISTILL_SHIM_INLINE unsigned __brev(unsigned x) {
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __clz(int x) { return x ? __builtin_clz(unsigned(x)) : 32; }
+inline int __ffs(int x) { return __builtin_ffs(x); }
+inline unsigned __brev(unsigned x) {
   unsigned r = 0;
   for (int i = 0; i < 32; ++i) r |= (x >> i & 1) << (31 - i);
   return r;
 }
-ENSDISTILL_SHIM_INLINE unsigned __umulhi(unsigned a, unsigned b) { return unsigned(uint64_t(a) * b >> 32); }
-ENSDISTILL_SHIM_INLINE unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
+inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned(uint64_t(a) * b >> 32); }
+inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
   return unsigned(((uint64_t(high) << 32) | low) >> (shift & 31));
 }
-ENSDISTILL_SHIM_INLINE unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
+inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
   return unsigned(((uint64_t(high) << 32 | low) << (shift & 31)) >> 32);
 }
-ENSDISTILL_SHIM_INLINE unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
+inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
   const uint64_t bytes = uint64_t(b) << 32 | a;
   unsigned r = 0;
   for (int i = 0; i < 4; ++i) {
@@ -232,8 +230,8 @@ ENSDISTILL_SHIM_INLINE unsigned __byte_perm(unsigned a, unsigned b, unsigned sel
 }
 
 #define ENSDISTILL_SHIM_MINMAX(T)                                  \
-  ENSDISTILL_SHIM_INLINE T min(T a, T b) { return b < a ? b : a; } \
-  ENSDISTILL_SHIM_INLINE T max(T a, T b) { return a < b ? b : a; }
+  inline T min(T a, T b) { return b < a ? b : a; } \
+  inline T max(T a, T b) { return a < b ? b : a; }
 ENSDISTILL_SHIM_MINMAX(int)
 ENSDISTILL_SHIM_MINMAX(unsigned)
 ENSDISTILL_SHIM_MINMAX(long)
@@ -241,7 +239,7 @@ ENSDISTILL_SHIM_MINMAX(unsigned long)
 ENSDISTILL_SHIM_MINMAX(long long)
 ENSDISTILL_SHIM_MINMAX(unsigned long long)
 #undef ENSDISTILL_SHIM_MINMAX
-ENSDISTILL_SHIM_INLINE float min(float a, float b) { return fminf(a, b); }
-ENSDISTILL_SHIM_INLINE float max(float a, float b) { return fmaxf(a, b); }
-ENSDISTILL_SHIM_INLINE double min(double a, double b) { return fmin(a, b); }
-ENSDISTILL_SHIM_INLINE double max(double a, double b) { return fmax(a, b); }
+inline float min(float a, float b) { return fminf(a, b); }
+inline float max(float a, float b) { return fmaxf(a, b); }
+inline double min(double a, double b) { return fmin(a, b); }
+inline double max(double a, double b) { return fmax(a, b); }
