@@ -141,7 +141,7 @@ def test_copies_of_a_row_choose_the_prior_together(monkeypatch):
     from ensdistill.teachers import held_out
 
     seen = []
-    monkeypatch.setattr(out_of_fold, "_loss_of_selection", lambda _, z, rows, prior: seen.append(rows) or 0.0)
+    monkeypatch.setattr(held_out, "_loss_of_selection", lambda _, z, rows, prior: seen.append(rows) or 0.0)
     twice = Rows(np.concatenate([X[:60], X[:60]]), np.arange(120), np.concatenate([Y[:60], Y[:60]]))
     train_ensemble([GOOD], twice, ("no", "yes"), folds=3, select=True)
     assert len(seen) == 3
