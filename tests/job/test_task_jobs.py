@@ -20,6 +20,7 @@ from ensdistill.teachers import Ensemble
 
 ROWS = 160
 RECIPES = "ensdistill.teachers.recipes."
+SMALL = "distill__students__small"
 TARGETS = {"multilabel": ["red", "green", "blue"], "regression": ["price", "size"]}
 
 
@@ -276,10 +277,9 @@ def test_tags_of_one_column_are_labels(tmp_path):
     assert dict(found.facts)["labels"] == "3: a (10), b (10), c (5)"
 
 
-def test_settings_of_another_task_are_refused_by_both_names(tmp_path):
-    write_table(tmp_path)
-    student = "distill__students__small"
-    for task, change, message in (
+@pytest.mark.parametrize(
+    ("task", "change", "message"),
+    [
         ("regression", {"teachers__members": "auto"}, "teachers.members: .* task regression; got auto"),
         ("regression", {"teachers__combiner": "logit"}, "teachers.combiner: expected prob for the task"),
         (
@@ -287,13 +287,14 @@ def test_settings_of_another_task_are_refused_by_both_names(tmp_path):
             {"distill__loss": {"temperature": 2.0}},
             "distill.loss.temperature: is of probabilities",
         ),
-        ("regression", {student: {"keep": 0.9}}, "distill.students.small: .* for the task regression"),
-        (
+        ("regression", {SMALL: {"keep": 0.9}}, "distill.students.small: .* for the task regression"),
+        pytest.param(
             "regression",
             {"cache__codec": "counts-8", "cache__mixture_at": 1.0},
             "cache.codec: .* for regression",
+            marks=pytest.mark.slow,
         ),
-        ("multilabel", {f"{student}__variance": True}, "distill.students.small.variance: .* task multilabel"),
+        ("multilabel", {f"{SMALL}__variance": True}, "distill.students.small.variance: .* task multilabel"),
         (
             "regression",
             {"teachers__members__1__init_args__estimator": {"class_path": "sklearn.naive_bayes.GaussianNB"}},
@@ -304,7 +305,10 @@ def test_settings_of_another_task_are_refused_by_both_names(tmp_path):
             {"teachers__members__1__init_args__estimator": {"class_path": "sklearn.linear_model.Ridge"}},
             "teachers.members.1.init_args.estimator: .*expected a classifier for labels of the task multilabel",
         ),
-    ):
-        status, _, err = run("run", settings(tmp_path, task, **change))
-        assert status != 0
-        assert re.search(message, err.replace("\n", " ")), err
+    ],
+)
+def test_settings_of_another_task_are_refused_by_both_names(tmp_path, task, change, message):
+    write_table(tmp_path)
+    status, _, err = run("run", settings(tmp_path, task, **change))
+    assert status != 0
+    assert re.search(message, err.replace("\n", " ")), err
