@@ -28,7 +28,7 @@ from ensdistill.data.preprocess import HashedNgrams
 from ensdistill.data.samples import as_samples, form
 from ensdistill.data.transfer import CutMix, Exchange, Mixup, SpliceTexts, TransferSet
 from ensdistill.job.config import CacheConfig, DistillConfig, TeachersConfig
-from ensdistill.job.starting.labels import Labels
+from ensdistill.job.kinds_of_labels import Labels
 from ensdistill.job.student_config import StudentConfig
 from ensdistill.models import CNN, MLP, BagOfNgrams
 from ensdistill.teachers.recipes import Recipe, SklearnMembers, TorchMembers

@@ -23,7 +23,7 @@ from ensdistill.data.samples import form
 from ensdistill.data.tasks import UNKNOWN
 from ensdistill.data.transfer import TransferSet
 from ensdistill.job.defaults import Defaults, defaults
-from ensdistill.job.starting.labels import Labels
+from ensdistill.job.kinds_of_labels import Labels
 from ensdistill.loss.regression import RegressionSettings
 from ensdistill.loss.settings import LossSettings
 from ensdistill.sklearn.judgement import Report, report_of

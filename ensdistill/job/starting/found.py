@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ensdistill.job.starting.labels import Labels
+from ensdistill.job.kinds_of_labels import Labels
 
 TEST = 0.25  # share of the labelled rows for the report alone, as in `Partition`
 LEAST = 3  # rows of a class: two to learn from, one to test on

@@ -15,7 +15,7 @@ from ensdistill.data.sources.roles import read_roles, roles_of
 from ensdistill.data.sources.target import Target
 from ensdistill.data.table_files import TableFile
 from ensdistill.data.tasks import known_rows
-from ensdistill.job.starting.labels import Labels
+from ensdistill.job.kinds_of_labels import Labels
 
 LEAST = 6  # labelled rows of several labels or numbers
 MOST = 20  # different numbers, fractions among them, that may be classes
