@@ -36,7 +36,8 @@ from ensdistill.teachers.recipes import Recipe, SklearnMembers, TorchMembers
 NETWORKS = 3  # networks of one kind in the ensemble
 # Unlabelled samples beside the labelled ones: so many for each real one, at least, at most. Those that the
 # pool lacks are made. Members take longer for a text than for a row of numbers.
-ROWS, IMAGES, TEXTS = (20, 5_000, 80_000), (12, 12_000, 60_000), (6, 2_000, 20_000)
+ROWS, IMAGES, TEXTS = (20, 5_000, 80_000), (12, 6_000, 12_000), (6, 2_000, 20_000)
+FEW = 2_000  # images; more of them are better without made ones: docs/data.md has the comparison
 # Steps, batch sizes and learning rates are auto: trainings find them by their rows.
 NETWORK = Optimization(weight_decay=0.05)
 STUDENT, DIRECT = StudentOptimization(), StudentOptimization(weight_decay=0.05)
@@ -57,7 +58,7 @@ def defaults(samples: Any, labelled: int, pool: int = 0, labels: Labels = Labels
 
     Tables and arrays [N, F]: boosted trees, extremely randomised trees and three networks; synthetic rows
     by exchange with neighbours where the pool is small; a network with two hidden layers as the student.
-    Images: convolution networks; where the pool is small, arrays are mixed and cut. Texts: linear models of
+    Images: convolution networks; few arrays are mixed and cut. Texts: linear models of
     TF-IDF, and means of n-gram embeddings; synthetic texts of a beginning and an end where the pool is small.
     Several labels have an estimator for each, numbers have regressors of the same kinds.
 
@@ -141,7 +142,8 @@ def _of_images(labelled: int, pool: int, shape: tuple[int, ...]) -> Defaults:
     members: list[Recipe] = [TorchMembers(network, NETWORKS, optimization=NETWORK)]
     student = partial(CNN, channels=[8, 16], activation="silu", pooling="average")
     # Pictures in files may have unlike sizes, which cannot be mixed.
-    half = _lacking(labelled, pool, *IMAGES) // 2 if shape else 0
+    few = shape and labelled + pool < FEW
+    half = _lacking(labelled, pool, *IMAGES) // 2 if few else 0
     synthetic = [Mixup(rows=half), CutMix(rows=half)] if half else []
     return _job(members, synthetic, student, "auto")
 

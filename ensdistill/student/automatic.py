@@ -27,6 +27,7 @@ from ensdistill.common.optimizers import StudentOptimization, student_settings
 from ensdistill.common.processes import Processes, processes
 from ensdistill.common.random import derive_seed, random_generator
 from ensdistill.data import Rows
+from ensdistill.data.preprocess.base import Preprocess
 from ensdistill.student.comparisons import LARGER_IS_BETTER
 from ensdistill.student.engine import device_type
 from ensdistill.student.inputs import Preparation, call, takes_ids
@@ -83,7 +84,7 @@ class Rule:
 
 # Soft targets are hard to overfit, so a student makes many epochs. The steps on labels are the longest of
 # those among which held-out rows choose; augmented rows differ in each epoch, so they make ten times as many.
-TARGETS = Rule(batch=256, epochs=60, least=1000, most=25_000, operations=4e11, few=5)
+TARGETS = Rule(batch=256, epochs=60, least=2000, most=25_000, operations=1e12, few=5)
 LABELS = Rule(batch=64, epochs=100, least=1000, most=6000, operations=1e11, few=10)
 AUGMENTED = replace(LABELS, epochs=1000)
 Kind = TypeVar("Kind", bound=Optimization)
@@ -192,8 +193,6 @@ def by_rule(trainer: StudentTrainer, training: Training, count: int = 1) -> Auto
             training.weights,
             training.task,
         )
-        # Dropout draws random numbers, so the caller's generator must not take part.
-        operations = _operations(model, training) if asked.steps == AUTO else 0.0
     size = asked.batch_size
     if size == AUTO:
         whole = count * student_settings(asked).accumulate  # each process divides its share into parts
@@ -201,21 +200,46 @@ def by_rule(trainer: StudentTrainer, training: Training, count: int = 1) -> Auto
         size = whole * -(-min(rule.batch, quarter) // whole)
     steps = asked.steps
     if steps == AUTO:
-        work = size * 3 * operations + PER_PARAMETER * _trained(model) + PER_STEP
-        steps = rule.steps(len(training.rows), size, work)
+        steps = usual_steps(model, training.rows, training.preprocess, size, rule)
     rate = asked.learning_rate
     if rate == AUTO:
         rate = _first_rate(asked, _trained(model))
     return Automatic(asked.automatic, steps, size, rate)
 
 
-def _operations(model: nn.Module, training: Training) -> float:
+def usual_steps(
+    model: nn.Module, rows: Rows, preprocess: Preprocess | None, size: int, rule: Rule | None = None
+) -> int:
+    """Steps of a training by a rule, by default that of trainings on targets, in batches of ``size``."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):  # dropout draws random numbers
+        work = size * 3 * _operations(model, rows, preprocess) + PER_PARAMETER * _trained(model) + PER_STEP
+    return (rule or TARGETS).steps(len(rows), size, work)
+
+
+def lengthened(optimization: Kind, steps: int) -> Kind:
+    """The settings of a training on targets with more steps, and the lower rate that a longer one needs.
+
+    Examples
+    --------
+    >>> lengthened(StudentOptimization(steps=100, batch_size=32, learning_rate=0.01), 6000).learning_rate
+    0.0041
+    """
+    if steps <= optimization.steps:
+        return optimization
+    factor = (steps / optimization.steps) ** (math.log(LONGER["targets"]) / math.log(1 / SHARE))
+    return replace(
+        optimization, steps=steps, learning_rate=float(f"{factor * optimization.learning_rate:.2g}")
+    )
+
+
+def _operations(model: nn.Module, rows: Rows, preprocess: Preprocess | None) -> float:
     """Floating-point operations of the forward pass of one row."""
-    inputs = Preparation(training.preprocess, takes_ids(model))(training.rows.inputs[:2])
+    inputs = Preparation(preprocess, takes_ids(model))(rows.inputs[:2])
     # Without gradients torch fuses a transformer layer into one operation, which the counter misses.
     with FlopCounterMode(display=False) as counter:
         call(model, inputs)
-    return float(counter.get_total_flops()) / min(2, len(training.rows))
+    return float(counter.get_total_flops()) / min(2, len(rows))
 
 
 def _trained(model: nn.Module) -> int:

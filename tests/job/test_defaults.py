@@ -58,10 +58,10 @@ def test_a_large_pool_needs_no_synthetic_rows() -> None:
     for rows, pool, made in ((60, 0, 5000), (60, 600, 12_600), (1001, 0, 20_020), (1000, 12_000, 68_000)):
         sources = defaults(SAMPLES["array"], rows, pool).cache.transfer.synthetic
         assert sources == [Exchange(rows=made)]
-    for rows, pool, made in ((200, 900, 6150), (5000, 0, 30_000)):
+    for rows, pool, made in ((200, 900, 5550), (60, 0, 3000)):
         sources = defaults(SAMPLES["image array"], rows, pool).cache.transfer.synthetic
         assert sources == [Mixup(rows=made), CutMix(rows=made)]
-    for kind, pool in (("image array", 60_000), ("images", 0)):
+    for kind, pool in (("image array", 1940), ("images", 0)):
         assert defaults(SAMPLES[kind], 60, pool).cache.transfer.synthetic == []
     assert defaults(SAMPLES["texts"], 60, 240).cache.transfer.synthetic == []
     for rows, made in ((60, 2000), (1001, 6006), (14_000, 20_000)):

@@ -57,8 +57,8 @@ def never(*_):
 
 
 def test_steps_grow_with_the_rows_and_shrink_with_the_work():
-    assert [TARGETS.steps(rows, 256, 2e7) for rows in (10, 20_000, 10**6)] == [1024, 4704, 20_000]
-    assert TARGETS.steps(100_000, 256, 1e8) == 4000  # 4e11 operations
+    assert [TARGETS.steps(rows, 256, 2e7) for rows in (10, 20_000, 10**6)] == [2016, 4704, 25_024]
+    assert TARGETS.steps(100_000, 256, 1e8) == 10_016  # 1e12 operations
     assert TARGETS.steps(100_000, 256, 1e6) == 23_456
     assert TARGETS.steps(100_000, 256, 1e13) == 1984  # five epochs, whatever they cost
     assert [LABELS.steps(rows, 64, 1e7) for rows in (10, 3000, 10**6)] == [1024, 4704, 6016]

@@ -14,14 +14,16 @@ from unittest import mock
 import numpy as np
 import pytest
 import yaml
-from search_helpers import Material
+from search_helpers import Material, Tiny
 
 from ensdistill.data import Rows
 from ensdistill.student.search import OtherSearch, SearchSettings, TooFewRows
+from ensdistill.student.search.build import Builder
 from ensdistill.student.search.journal import JOURNAL, Journal
 from ensdistill.student.search.judging import Kept, ensemble_figures, figures_of, kept
 from ensdistill.student.search.latency import Latency
-from ensdistill.student.search.rows import Judged
+from ensdistill.student.search.rows import Judged, lessons
+from ensdistill.student.search.section import section_of
 
 pytest.importorskip("optuna")
 
@@ -193,6 +195,21 @@ def test_the_section_trains_the_chosen_student_without_a_search(found):
     assert student.network.keywords["hidden"] == section["model"]["init_args"]["hidden"]
 
 
+def test_the_chosen_student_is_trained_as_long_as_one_without_a_search(material):
+    known = lessons(
+        {"given": (material.rows, material.cache)}, material.validation, material.probabilities, None, 0
+    )
+    built = Builder(known, 0)(Tiny().candidates(known.about)[0])
+    space = known.space(built.candidate, "student", 96)
+    values = space.defaults() | {"rate": 0.01, "batch": 64}
+    tried, longer = (
+        section_of(built, space, values, None, space, rows)["optimization"] for rows in (None, material.rows)
+    )
+    assert (tried["steps"], tried["learning_rate"]) == (96, 0.01)
+    assert (longer["steps"], longer["learning_rate"]) == (2016, 0.0051)  # 0.4 for 67 times the steps
+    assert tried["batch_size"] == longer["batch_size"] == 64
+
+
 def test_a_budget_leaves_larger_candidates_out_and_the_nearest_is_shown(material):
     small = material.search(keep=1.0, max_parameters=1000, trials=1)
     assert [p.candidate for p in small.points] == ["tiny/4"]
@@ -296,7 +313,7 @@ def test_minutes_end_a_search(material):
 def _process(material, folder, trials):
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from search_helpers import Material\n"
+        "from search_helpers import Material, Tiny\n"
         "import tempfile\n"
         f"Material(tempfile.mkdtemp() + '/cache').search(keep=0.5, folder={str(folder)!r}, trials={trials})\n"
     )

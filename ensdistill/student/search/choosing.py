@@ -79,7 +79,9 @@ def _point(search: _Search, record: Record, direct: Record, records: Sequence[Re
     space = search.space(record.role, key)
     section: dict[str, Any] = {}
     if record.role == "student":
-        section = section_of(built, space, record.values, same, search.space("direct", key))
+        own, given = search.settings.steps is not None, search.lessons.mixtures
+        rows = None if own else given[record.values.get("mixture", next(iter(given)))][0]
+        section = section_of(built, space, record.values, same, search.space("direct", key), rows)
     return Point(
         key,
         record.parameters,

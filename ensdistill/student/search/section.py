@@ -9,15 +9,25 @@ from typing import Any
 from ensdistill.common.describe import module_recipe
 from ensdistill.common.optimization import Optimization
 from ensdistill.common.optimizers import StudentOptimization
+from ensdistill.data import Rows
+from ensdistill.student.automatic import LABELS, lengthened, usual_steps
 from ensdistill.student.search.build import Built, estimator_setting
 from ensdistill.student.search.journal import Record
 from ensdistill.student.search.space import Space
 
 
 def section_of(
-    built: Built, space: Space, values: Mapping[str, Any], direct: Record | None, direct_space: Space
+    built: Built,
+    space: Space,
+    values: Mapping[str, Any],
+    direct: Record | None,
+    direct_space: Space,
+    rows: Rows | None = None,
 ) -> dict[str, Any]:
     """The section of one student.
+
+    A search has minutes for many trainings. The one student that was chosen is trained for as long as one
+    without a search, if that is longer.
 
     Parameters
     ----------
@@ -29,6 +39,8 @@ def section_of(
     direct : Record, optional
         The best direct trial of the same candidate, whose settings *direct* gets.
     direct_space : Space
+    rows : Rows, optional
+        From which the student learns; by default its training has the length of its trial.
     """
     own, candidate = dict(values), built.candidate
     loss = space.loss(own)
@@ -42,12 +54,17 @@ def section_of(
         assert recipe is not None
         dropout = {"dropout": own["dropout"]} if own.get("dropout") else {}
         optimization = space.optimization(own)
+        if rows is not None:
+            model, size = built.factory(own)(), optimization.batch_size
+            optimization = lengthened(optimization, usual_steps(model, rows, built.preprocess, size))
         found["model"] = {"class_path": recipe["class_path"], "init_args": recipe["init_args"] | dropout}
         found["preprocess"] = candidate.preprocess
         found["optimization"] = _plain(optimization)
         if direct is not None:
             other = direct_space.optimization(dict(direct.values))
-            found["direct"] = _plain(other) | {"steps": optimization.steps}
+            # Its folds choose among this length and shorter ones.
+            steps = min(optimization.steps, max(other.steps, space.optimization(own).steps, LABELS.most))
+            found["direct"] = _plain(other) | {"steps": steps}
         if (ema := space.ema(own)) is not None:
             found["ema"] = ema
     if (loss.temperature, loss.alpha) != (1.0, 1.0):
