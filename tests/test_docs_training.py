@@ -28,6 +28,15 @@ def test_the_python_of_the_page_makes_an_optimization():
     ]
 
 
+def test_the_students_of_other_tasks_are_trained(tmp_path, monkeypatch):
+    section = TEXT.partition("## Several labels, and numbers")[2]
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(re.findall(r"```python\n(.*?)```", section, re.S)[0], names)
+    assert names["mean"].shape == names["variance"].shape == (200, 1)
+    assert names["member"].predict_moments(names["x"]).mean.shape == (200, 1)
+
+
 def test_the_yaml_of_the_page_makes_the_same_student(tmp_path, monkeypatch):
     (text,) = (part for part in re.findall(r"```yaml\n(.*?)```", TEXT, re.S) if "optimizer:" in part)
     monkeypatch.chdir(tmp_path)

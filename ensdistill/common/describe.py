@@ -18,7 +18,8 @@ from torch.nn.parameter import is_lazy
 
 from ensdistill.common.source import source_digest
 
-BUILT_IN = ("ensdistill.models.", "torch.nn.")
+BUILT_IN = ("ensdistill.models.", "ensdistill.teachers.members.standardised.", "torch.nn.")
+_NESTED = "module"  # the key of an argument that is a module with a recipe of its own
 
 
 def class_path(cls: type) -> str:
@@ -126,8 +127,8 @@ def make_module(factory: Callable[[], nn.Module]) -> nn.Module:
 
 def module_recipe(factory: Callable[[], nn.Module]) -> dict[str, Any] | None:
     """``{"class_path", "init_args"}`` of a module class or of a ``functools.partial`` of one (a config's
-    ``class_path`` and ``init_args`` become); None for any other callable, and where an argument is not plain
-    data.
+    ``class_path`` and ``init_args`` become); None for any other callable, and where an argument is neither
+    plain data nor a ``functools.partial`` of a module class.
 
     >>> module_recipe(functools.partial(nn.Linear, in_features=2, out_features=3))["init_args"]
     {'in_features': 2, 'out_features': 3}
@@ -136,9 +137,29 @@ def module_recipe(factory: Callable[[], nn.Module]) -> dict[str, Any] | None:
     arguments: dict[str, Any] = {}
     if isinstance(factory, functools.partial) and not factory.args:
         cls, arguments = factory.func, dict(factory.keywords)
-    if not (inspect.isclass(cls) and issubclass(cls, nn.Module)) or not _plain(arguments):
+    inner = {name: value for name, value in arguments.items() if isinstance(value, functools.partial)}
+    nested = {name: module_recipe(value) for name, value in inner.items()}
+    plain = {name: value for name, value in arguments.items() if name not in inner}
+    is_module = inspect.isclass(cls) and issubclass(cls, nn.Module)
+    if not is_module or not _plain(plain) or None in nested.values():
         return None
-    return {"class_path": class_path(cls), "init_args": describe(arguments)}
+    made = {name: {_NESTED: recipe} for name, recipe in nested.items()}
+    return {"class_path": class_path(cls), "init_args": describe(plain) | made}
+
+
+def paths_of(recipe: Mapping[str, Any]) -> list[str]:
+    """The class paths of a recipe: its own, and those of modules among its arguments.
+
+    >>> inner = {"class_path": "torch.nn.Linear", "init_args": {}}
+    >>> paths_of({"class_path": "package.Wrapper", "init_args": {"model": {"module": inner}}})
+    ['package.Wrapper', 'torch.nn.Linear']
+    """
+    nested = [value[_NESTED] for value in recipe.get("init_args", {}).values() if _is_nested(value)]
+    return [str(recipe["class_path"]), *(path for one in nested for path in paths_of(one))]
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, Mapping) and set(value) == {_NESTED} and isinstance(value[_NESTED], Mapping)
 
 
 def _plain(value: Any) -> bool:
@@ -179,8 +200,9 @@ def build_module(recipe: Mapping[str, Any], trusted: Sequence[str] = ()) -> nn.M
         raise ValueError(f"{path}: cannot be imported ({error})") from error
     if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
         raise ValueError(f"{path}: expected a subclass of torch.nn.Module")
+    made = {n: build_module(v[_NESTED], trusted) if _is_nested(v) else v for n, v in arguments.items()}
     try:
-        return cls(**arguments)
+        return cls(**made)
     except TypeError as error:
         raise ValueError(f"{path}: does not take these arguments ({error})") from error
 

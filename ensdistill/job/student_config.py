@@ -23,10 +23,11 @@ from ensdistill.loss.settings import DEFAULTS, LossSettings
 from ensdistill.student.averaging import check_decay
 from ensdistill.student.callbacks import Callback
 from ensdistill.student.checkpoint_files import checkpoint_files
+from ensdistill.student.comparisons import Metric
 from ensdistill.student.methods import code_and_values
 from ensdistill.student.trainer import StudentTrainer
 from ensdistill.student.trees import DEFAULT_VALIDATION, TreeStudent, check_validation
-from ensdistill.student.validation import Metric, Validation
+from ensdistill.student.validation import Validation
 from ensdistill.teachers.recipes import SklearnMembers
 
 # Settings of a network's training that are the user's, also where a search finds all others.

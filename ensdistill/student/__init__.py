@@ -10,7 +10,7 @@ _HOMES = {
     "batches": ("Batch",),
     "callbacks": ("Callback", "TrainingState"),
     "live": ("LiveView",),
-    "methods": ("HardLabels", "SoftTargets", "StudentLoss"),
+    "methods": ("HardLabels", "MomentTargets", "SoftLabels", "SoftTargets", "StudentLoss"),
     "online": ("OnlineTeachers",),
     "sources": ("RowTargets", "TargetSource"),
     "together": ("distill_many",),
@@ -27,8 +27,10 @@ __all__ = [
     "Callback",
     "HardLabels",
     "LiveView",
+    "MomentTargets",
     "OnlineTeachers",
     "RowTargets",
+    "SoftLabels",
     "SoftTargets",
     "StudentLoss",
     "StudentTrainer",
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
     from ensdistill.student.batches import Batch
     from ensdistill.student.callbacks import Callback, TrainingState
     from ensdistill.student.live import LiveView
-    from ensdistill.student.methods import HardLabels, SoftTargets, StudentLoss
+    from ensdistill.student.methods import HardLabels, MomentTargets, SoftLabels, SoftTargets, StudentLoss
     from ensdistill.student.online import OnlineTeachers
     from ensdistill.student.sources import RowTargets, TargetSource
     from ensdistill.student.together import distill_many

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from ensdistill.common.processes import Processes
-from ensdistill.data import UNLABELLED
 from ensdistill.student.batch_statistics import split_norms
 from ensdistill.student.batches import Batch
 from ensdistill.student.engine import Engine
 from ensdistill.student.inputs import rows_of
 from ensdistill.student.methods import StudentLoss, name_of
 from ensdistill.student.preconditions import check_first_loss
+from ensdistill.student.units import known_of
 
 if TYPE_CHECKING:
     from ensdistill.student.trainer import StudentTrainer
@@ -75,7 +75,7 @@ def split(batch: Batch, parts: int) -> Iterator[Batch]:
         yield batch
         return
     size = len(batch.labels) // parts
-    counts = (batch.labels != UNLABELLED).view(parts, size).sum(1).tolist()
+    counts = known_of(batch.labels).view(parts, size).sum(1).tolist()
     whole = 1.0 if batch.label_factor is None else batch.label_factor
     for i, count in enumerate(counts):
         rows = slice(i * size, (i + 1) * size)

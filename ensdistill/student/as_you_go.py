@@ -12,12 +12,15 @@ from ensdistill.cache.draft import Draft
 from ensdistill.cache.errors import CacheMismatch
 from ensdistill.cache.fingerprint import input_hashes
 from ensdistill.cache.floors import TEMPERATURE
+from ensdistill.cache.manifest import task_of_plan
 from ensdistill.cache.planned import check_numbers, plan_predictions
+from ensdistill.cache.standard import Standard
 from ensdistill.cache.teachers import Ensemble
 from ensdistill.cache.uids import Places
 from ensdistill.cache.verifying import verify_hashes
 from ensdistill.common.files import local_path
 from ensdistill.common.scalars import check_temperature, plain
+from ensdistill.common.tasks import task_of
 from ensdistill.data import Rows
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.student.online import EnsembleSource, OnlineTeachers, check_augment, predicted
@@ -83,7 +86,7 @@ class CacheAsYouGo(EnsembleSource):
         ensemble: Ensemble,
         path: Path | str,
         *,
-        codec: str | Codec = "uint8",
+        codec: str | Codec | None = None,
         mixture_at: float | None = None,
         views: int = 1,
         augment: Augmentation | None = None,
@@ -96,7 +99,8 @@ class CacheAsYouGo(EnsembleSource):
         batch_size, shard_rows, views, seed = map(plain, (batch_size, shard_rows, views, seed))
         check_numbers(batch_size, shard_rows, views, 0, 1, seed)
         check_temperature("max_temperature", max_temperature)
-        self.ensemble, self.path, self.codec = ensemble, local_path(path), codec_of(codec)
+        self.ensemble, self.path = ensemble, local_path(path)
+        self.codec = codec_of(codec, task_of(ensemble))
         self.temperature, self.views, self.augment, self.seed = mixture_at, views, augment, seed
         self.batch_size, self.shard_rows, self.overwrite = batch_size, shard_rows, overwrite
         self._made_for = max_temperature
@@ -104,6 +108,8 @@ class CacheAsYouGo(EnsembleSource):
     @property
     def max_temperature(self) -> float | None:
         """The largest temperature that the finished cache serves, whatever the members predict."""
+        if self.task != "classification":
+            return None
         classes = 1000 if self.ensemble.classes is None else len(self.ensemble.classes)
         floor = self.codec.floor(classes, self.combiner, self.temperature is not None, self._made_for)
         return None if floor is None else floor / largest_share_distance(classes)
@@ -139,6 +145,9 @@ class FilledTargets:
     def __init__(self, draft: Draft, rows: Rows) -> None:
         planned = draft.planned
         self.draft, self.classes = draft, len(draft.plan["classes"])
+        self.task, standard = task_of_plan(draft.plan), Standard.of(draft.plan)
+        self.location = None if standard is None else standard.location
+        self.scale = None if standard is None else standard.scale
         self.versions = (
             None if planned.augment is None else Versions(planned.augment, draft.plan["views"], planned.seed)
         )

@@ -26,12 +26,13 @@ from ensdistill.common.optimization import AUTO, Optimization
 from ensdistill.common.optimizers import StudentOptimization, student_settings
 from ensdistill.common.processes import Processes, processes
 from ensdistill.common.random import derive_seed, random_generator
-from ensdistill.data import UNLABELLED, Rows
+from ensdistill.data import Rows
 from ensdistill.data.preprocess.base import Preprocess
+from ensdistill.student.comparisons import LARGER_IS_BETTER
 from ensdistill.student.engine import device_type
 from ensdistill.student.inputs import Preparation, call, takes_ids
 from ensdistill.student.preconditions import build_student
-from ensdistill.student.validation import LARGER_IS_BETTER, Validation, draw_share
+from ensdistill.student.validation import Validation, draw_share
 
 if TYPE_CHECKING:
     from ensdistill.common.progress import Progress
@@ -185,7 +186,12 @@ def by_rule(trainer: StudentTrainer, training: Training, count: int = 1) -> Auto
     with torch.random.fork_rng(devices):
         torch.default_generator.manual_seed(derive_seed("student", training.seed))
         model = build_student(
-            training.factory, training.rows, training.classes, training.preprocess, training.weights
+            training.factory,
+            training.rows,
+            training.classes,
+            training.preprocess,
+            training.weights,
+            training.task,
         )
     size = asked.batch_size
     if size == AUTO:
@@ -330,14 +336,14 @@ def _some_rows(rows: Rows, wanted: int, seed: int) -> tuple[Rows, Rows | None]:
         generator = random_generator("learning rate", seed)
         chosen = generator.choice(len(rows), wanted + held, replace=False)
         # A loss with labels needs some rows that have one, here and below.
-        labelled = np.flatnonzero(rows.labels != UNLABELLED)
+        labelled = np.flatnonzero(rows.known)
         chosen = np.union1d(chosen, labelled[: 2 * FEWEST])
         rows = rows.take(chosen)
     try:
         drawn = draw_share(rows, held / len(rows), seed)
     except ValueError:  # groups of which none can be held out
         return rows, None
-    known = rows.labels != UNLABELLED
+    known = rows.known
     if known.any() and not (known & ~drawn).any():
         drawn &= ~known
     return (rows.take(~drawn), rows.take(drawn)) if drawn.any() else (rows, None)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ensdistill.common.processes import Processes
 from ensdistill.common.random import BatchOrder, GroupedOrder, derive_seed, random_generator
-from ensdistill.data import UNLABELLED, Rows
+from ensdistill.data import Rows
 from ensdistill.data.reading import ReadAhead
 from ensdistill.data.samples import buffer_of, groups_of
 from ensdistill.student.blocks import Block, OneAhead, Piece, draw_block
@@ -49,7 +49,8 @@ class Batch:
         The targets of the B rows, in the form that their source holds, on the student's device. None in a
         training on labels alone.
     labels : Tensor [B], int64
-        On the student's device; -100 where the label is unknown.
+        On the student's device; -100 where the label is unknown. Of other tasks [B, C] or [B, D]; see
+        :class:`~ensdistill.student.methods.StudentLoss`.
     uids : ndarray [B], int64
         The rows' uids in their data set.
     step : int
@@ -92,7 +93,9 @@ class Batches(AbstractContextManager["Batches"]):
         self.training, self.steps, self.size = training, steps, size
         rows = self.rows = training.rows
         self._order = order_of(rows, size, derive_seed("student batches", training.seed), training.division)
-        self._labels = tensor_of(rows.labels)
+        units = training.units
+        self._labels = tensor_of(rows.labels) if units is None else units.standardised(rows.labels)
+        self._known = rows.known
         # Of mean 1, so that the loss has the scale of an unweighted one.
         weights = None if rows.weights is None else rows.weights / max(rows.weights.mean(), 1e-300)
         self._weights = None if weights is None else torch.from_numpy(weights).float()
@@ -272,8 +275,8 @@ class Batches(AbstractContextManager["Batches"]):
     def _label_factors(self, block: Block) -> list[float | None]:
         if block.positions.shape == block.whole.shape:
             return [None] * len(block.positions)
-        own, whole = self.rows.labels[block.positions], self.rows.labels[block.whole]
-        counts = zip((own != UNLABELLED).sum(1).tolist(), (whole != UNLABELLED).sum(1).tolist(), strict=True)
+        own, whole = self._known[block.positions], self._known[block.whole]
+        counts = zip(own.sum(1).tolist(), whole.sum(1).tolist(), strict=True)
         return [mine * whole.shape[1] / (max(everyones, 1) * own.shape[1]) for mine, everyones in counts]
 
 

@@ -25,25 +25,26 @@ class Curve:
         Samples M that the student predicts at each point.
     batches : callable, or None
         Goes through the inputs of these samples in order, a batch at a time; None where there are none.
-    classes : int
+    outputs : int
+        Of the student, for each sample.
 
     Examples
     --------
-    >>> curve = Curve(steps=2, watched=0, batches=None, classes=10)
+    >>> curve = Curve(steps=2, watched=0, batches=None, outputs=10)
     >>> curve.add(0, torch.tensor([3.0, 1.0]))
     >>> curve.steps.tolist(), curve.losses.tolist()
     ([2], [2.0])
     """
 
     def __init__(
-        self, steps: int, watched: int, batches: Callable[[], Iterator[Inputs]] | None, classes: int
+        self, steps: int, watched: int, batches: Callable[[], Iterator[Inputs]] | None, outputs: int
     ) -> None:
         points = np.unique(np.geomspace(min(16, steps), steps, CURVE_POINTS).round().astype(np.int64))
         self.steps = points
         self.batches = batches
         self._at = {int(step): i for i, step in enumerate(points)}
         self.losses = torch.zeros(len(points), dtype=torch.float64)
-        self.watched = torch.zeros(len(points), watched, classes)
+        self.watched = torch.zeros(len(points), watched, outputs)
         self._sum = torch.zeros((), dtype=torch.float64)
         self._count = torch.zeros((), dtype=torch.int64)
 

@@ -69,12 +69,20 @@ def _extreme_input(inputs: Inputs, batch: Batch) -> str | None:
 
 
 def _wrong_target(batch: Batch) -> str | None:
+    if (mean := getattr(batch.targets, "mean", None)) is not None:  # moments of a regression
+        return _target_of((~mean.isfinite()).any(2).any(0), batch, "predictions")
     if not hasattr(batch.targets, "to_logits"):
         return None
     logits = batch.targets.to_logits()  # [K, B, C]; a class that is ruled out has -inf
     empty = (logits == -torch.inf).all(2)
     wrong = ((logits.isnan() | (logits == torch.inf)).any(2) | empty).any(0)
+    return _target_of(wrong, batch, "logits")
+
+
+def _target_of(wrong: Tensor, batch: Batch, outputs: str) -> str | None:
     if not wrong.any():
         return None
     uid = int(batch.uids[int(wrong.nonzero()[0])])
-    return f"the likeliest cause is the target of uid {uid}, which is not finite: look at the members' logits"
+    return (
+        f"the likeliest cause is the target of uid {uid}, which is not finite: look at the members' {outputs}"
+    )

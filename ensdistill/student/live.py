@@ -10,7 +10,7 @@ from rich.progress import Progress as Bars
 
 from ensdistill.common.progress import Progress, UnitProgress
 from ensdistill.student.callbacks import Callback, TrainingState
-from ensdistill.student.validation import LARGER_IS_BETTER
+from ensdistill.student.comparisons import LARGER_IS_BETTER
 
 EVERY = 0.1  # seconds between two changes of the view
 
@@ -20,7 +20,8 @@ def figures(state: TrainingState) -> str:
     parts = [f"loss {state.loss:.4g}"] if state.step else []
     if state.evaluation is not None:
         scores = vars(state.evaluation.student)
-        shown = [name for name in ("kl", "agreement", "nll", "accuracy") if scores[name] is not None][:2]
+        order = ("kl", "distance", "agreement", "nll", "accuracy", "rmse")
+        shown = [name for name in order if scores[name] is not None][:2]
         for name in shown:
             parts.append(f"{name} {scores[name]:{'.1%' if name in LARGER_IS_BETTER else '.4g'}}")
     return " · ".join(parts)

@@ -13,13 +13,16 @@ from ensdistill.cache.codecs import codec_of
 from ensdistill.cache.encoding import Encoder
 from ensdistill.cache.fingerprint import as_json, differences
 from ensdistill.cache.plan import make_plan
+from ensdistill.cache.planned import Planned
+from ensdistill.cache.standard import Standard
 from ensdistill.cache.teachers import Ensemble, Predict, class_names, predictor
 from ensdistill.common.scalars import plain
+from ensdistill.common.tasks import Task, task_of
 from ensdistill.data import Rows
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.data.batches import take
 from ensdistill.data.versions import describe_views
-from ensdistill.loss.targets import EnsembleLogits
+from ensdistill.loss.targets import EnsembleLogits, Moments
 from ensdistill.student.sources import Compared, Versions
 
 # Members put their modules into eval mode, and back: a validation on one thread must not meet the training's
@@ -48,6 +51,10 @@ class EnsembleSource:
     @property
     def combiner(self) -> str:
         return self.ensemble.combiner
+
+    @property
+    def task(self) -> Task:
+        return task_of(self.ensemble)
 
 
 class OnlineTeachers(EnsembleSource):
@@ -128,7 +135,9 @@ class OnlineTargets:
             raise ValueError("rows: expected at least one; got none")
         ensemble, self.teachers = teachers.ensemble, teachers
         self.predict = predictor(ensemble, rows, teachers.augment)
-        names, codec = class_names(ensemble, self.predict, rows), codec_of("fp32")
+        self.task = task_of(ensemble)
+        names, codec = class_names(ensemble, self.predict, rows), codec_of("fp32", self.task)
+        augment = teachers.augment
         plan = make_plan(
             members=list(ensemble.names),
             weights=ensemble.weights,
@@ -141,13 +150,22 @@ class OnlineTargets:
             sequences=False,
             shard_rows=1,
             seed=teachers.seed,
+            task=self.task,
         )
-        self.classes, self._encoder = len(names), Encoder(plan, codec)
-        augment = teachers.augment
+        # Location and scale of a regression are measured as those of a cache of these rows.
+        order = np.arange(len(rows))
+        planned = Planned(plan, codec, self.predict, rows, order, None, None, None, augment, teachers.seed)
+        planned = planned.settled(plan, teachers.batch_size)
+        self.predict, self._standard = planned.predict, Standard.of(planned.plan)
+        self.location = None if self._standard is None else self._standard.location
+        self.scale = None if self._standard is None else self._standard.scale
+        self.classes, self._encoder = len(names), Encoder(planned.plan, codec)
         self.versions = None if augment is None else Versions(augment, None, teachers.seed)
 
-    def of(self, uids: np.ndarray, epochs: np.ndarray, samples: Any) -> EnsembleLogits:
+    def of(self, uids: np.ndarray, epochs: np.ndarray, samples: Any) -> EnsembleLogits | Moments:
         logits = predicted(self.predict, self._encoder, uids, samples, self.teachers.batch_size)
+        if self._standard is not None:
+            return Moments(*self._standard.split(logits), self._encoder.weights)
         combiner: Any = self.teachers.ensemble.combiner
         return EnsembleLogits(logits, self._encoder.weights, combiner)
 
@@ -173,7 +191,8 @@ def predicted(
     size: int,
     rows: np.ndarray | None = None,
 ) -> torch.Tensor:
-    """The members' logits for these samples, checked as a cache's: float32 [K, M, C], on their device.
+    """The members' logits for these samples, checked as a cache's: float32 [K, M, C], on their device. Of a
+    regression the numbers that a cache's records hold.
 
     ``size`` samples are predicted at once. ``rows`` are the samples' rows in the encoder's cache; an encoder
     without uids names a sample by its row, which is the uid by default.

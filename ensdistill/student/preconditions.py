@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from ensdistill.common.describe import make_module
 from ensdistill.common.optimization import Optimization
+from ensdistill.common.tasks import Task
 from ensdistill.data import Rows
 from ensdistill.data.preprocess.base import Preprocess
 from ensdistill.student.inputs import Inputs, Preparation, takes_ids
+from ensdistill.student.units import widths
 from ensdistill.student.weights import Weights, load_weights
 from ensdistill.teachers.base import BaseEnsemble
 from ensdistill.teachers.members.base import is_member
@@ -27,14 +29,15 @@ def build_student(
     classes: int,
     preprocess: Preprocess | None = None,
     weights: Weights | None = None,
+    task: Task = "classification",
 ) -> nn.Module:
     """Return a new student, with its initial weights and in eval mode, after a forward pass of two rows.
 
     Raises
     ------
     ValueError
-        The student does not take the rows' inputs, or does not return [N, classes]; or ``weights`` are those
-        of another module.
+        The student does not take the rows' inputs, or does not return [N, classes] (of a regression
+        [N, classes] or twice as many); or ``weights`` are those of another module.
     TypeError
         ``factory`` makes no module, or is one itself, or a teacher; or the rows are no numbers, and nothing
         makes numbers of them.
@@ -58,15 +61,22 @@ def build_student(
             outputs = model(**first) if isinstance(first, dict) else model(first)
     except (RuntimeError, IndexError, TypeError) as error:
         raise _refused(model, first, error) from error
-    expected, name = [min(2, len(rows)), classes], type(model).__name__
-    wanted = f"model: {name}: expected {classes} outputs per sample, one for each class, {expected}"
+    count, name = min(2, len(rows)), type(model).__name__
+    expected = [[count, width] for width in widths(task, classes)]
+    nouns = {"classification": "one for each class", "multilabel": "one for each label"}
+    wanted = f"model: {name}: expected {classes} outputs per sample, {nouns.get(task, '')}, {expected[0]}"
+    if task == "regression":
+        wanted = (
+            f"model: {name}: expected {classes} outputs per sample, one for each number, {expected[0]}; or "
+            f"{2 * classes}, the numbers' means and the logarithms of their variances"
+        )
     try:
         logits = logits_of(outputs)
     except TypeError as error:
         raise ValueError(f"{wanted}; got {str(error).rpartition('; got ')[2]}") from None
-    if list(logits.shape) != expected:
+    if list(logits.shape) not in expected:
         raise ValueError(f"{wanted}; got {list(logits.shape)}")
-    if isinstance(first, Tensor) and first.is_floating_point():
+    if isinstance(first, Tensor) and first.is_floating_point() and task != "regression":
         check_ending(model, first, name)
     if not any(one.numel() for one in model.parameters() if one.requires_grad):
         raise ValueError(

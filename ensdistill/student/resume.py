@@ -26,7 +26,7 @@ from ensdistill.student.averaging import state_of
 from ensdistill.student.checkpoint_files import CheckpointFiles
 from ensdistill.student.curve import Curve
 from ensdistill.student.engine import Engine
-from ensdistill.student.methods import SoftTargets, StudentLoss, name_of
+from ensdistill.student.methods import MomentTargets, SoftTargets, StudentLoss, name_of
 from ensdistill.student.selection import Selection
 from ensdistill.student.sources import CachedTargets, RowTargets
 
@@ -194,6 +194,7 @@ def training_fingerprint(
     watch = None if training.watch is None else as_samples(training.watch, "watch")
     parts = [repr(model), training.rows, repr(augment), code, training.seed, watch, settings]
     parts += [] if training.preprocess is None else [training.preprocess.fingerprint()]
+    parts += [] if training.task == "classification" else [[training.task, training.units]]
     # What is set adds a part, so that checkpoints from before the setting existed keep their fingerprint.
     parts += [] if trainer.ema is None else [["ema", trainer.ema]]
     parts += [] if training.validation is None else [["validation", *training.validation.fingerprint()]]
@@ -259,6 +260,8 @@ def describe_training(
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
+    if training.task != "classification":
+        parts |= {"task": training.task, "units": training.units}
     if training.division is not None:
         parts["rows of a batch by machine"] = _shares(trainer, training)
     return {name: as_leaves(part) for name, part in parts.items()}
@@ -278,7 +281,7 @@ def _named_targets(targets: RowTargets) -> Any:
 
 
 def _named_loss(loss: StudentLoss) -> Any:
-    if isinstance(loss, SoftTargets):
+    if isinstance(loss, SoftTargets | MomentTargets):
         return {"settings": loss.settings, "member": loss.member, "weights": loss.weights}
     return {"kind": name_of(loss), "content": digest(loss.fingerprint())}
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ensdistill.student.averaging import WeightAverage, state_of
-from ensdistill.student.validation import LARGER_IS_BETTER, Examination, Scores
+from ensdistill.student.comparisons import LARGER_IS_BETTER, Scores
+from ensdistill.student.validation import Examination
 
 Weights = Literal["student", "average"]
 
@@ -72,7 +73,7 @@ class Selection:
         self.choice: Choice | None = None
         self.best: dict[str, Tensor] = {}
         if examination is not None:
-            self.settings, self.metric = examination.held.settings, examination.held.metric
+            self.settings, self.metric = examination.held.settings, examination.metric
             self.every = self.settings.every or max(1, steps // 20)
             self.best = {name: tensor.detach().clone() for name, tensor in state_of(model).items()}
 

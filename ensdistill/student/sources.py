@@ -11,6 +11,7 @@ import numpy as np
 from ensdistill.cache import CacheMismatch, TargetCache
 from ensdistill.cache.fingerprint import as_json, differences
 from ensdistill.cache.verifying import verify_hashes
+from ensdistill.common.tasks import task_of
 from ensdistill.data import Rows
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.data.samples import in_memory, whole
@@ -43,6 +44,12 @@ class RowTargets(Protocol):
     Attributes
     ----------
     classes : int
+        Classes, labels, or numbers that are predicted.
+    task : {"classification", "multilabel", "regression"}
+        Classification where there is no such attribute.
+    location, scale : ndarray [D], float64
+        Of a regression: ``(y - location) / scale`` are the targets' standardised units. None, or absent, of
+        other tasks.
     versions : Versions or None
         How inputs are made from the rows; None where they are the rows themselves.
     needs_samples : bool
@@ -114,6 +121,8 @@ class TargetSource(Protocol):
         The temperature of targets that hold the mixture only; None where they serve every one.
     max_temperature : float or None
         The largest temperature that the targets serve; None without a limit.
+    task : {"classification", "multilabel", "regression"}
+        Classification where there is no such attribute.
     """
 
     @property
@@ -179,7 +188,8 @@ class CachedTargets:
 
     def __init__(self, cache: TargetCache, rows: Rows, augment: Augmentation | None) -> None:
         check_rows_only(cache)
-        self.cache, self.classes = cache, len(cache.classes)
+        self.cache, self.classes, self.task = cache, len(cache.classes), task_of(cache)
+        self.location, self.scale = (getattr(cache, name, None) for name in ("location", "scale"))
         self.versions = versions_of(cache, rows, augment)
         self.compared: Compared = compared_of(rows, self.versions)
 

@@ -21,21 +21,21 @@ from ensdistill.common.processes import Processes, processes
 from ensdistill.common.progress import Progress
 from ensdistill.common.random import derive_seed
 from ensdistill.common.scalars import whole
-from ensdistill.data import UNLABELLED, Rows
+from ensdistill.data import Rows
 from ensdistill.data.samples import as_samples
-from ensdistill.loss.functional import distillation_loss
 from ensdistill.student.averaging import WeightAverage
 from ensdistill.student.batches import BLOCK, order_of
 from ensdistill.student.blocks import draw_block
 from ensdistill.student.curve import Curve
 from ensdistill.student.engine import device_type
 from ensdistill.student.inputs import Preparation, call, takes_ids
-from ensdistill.student.methods import SoftTargets
-from ensdistill.student.preconditions import build_student, check_optimization
+from ensdistill.student.methods import MomentTargets, SoftTargets
+from ensdistill.student.preconditions import check_optimization
 from ensdistill.student.selection import Choice, Selection
 from ensdistill.student.sources import TargetSource
 from ensdistill.student.trainer import StudentTrainer
 from ensdistill.student.training import Trained, Training, set_seed
+from ensdistill.student.units import rows_of_task
 from ensdistill.student.validation import Examination
 from ensdistill.teachers.members.logits import logits_of
 from ensdistill.teachers.stack.strategies import STACK_FROM
@@ -189,13 +189,14 @@ def hindrance(
     trainer, training = trainers[0], trainings[0]
     loss, targets = training.loss, training.targets
     optimizations = [own.optimization for own in trainers]
+    own_loss = isinstance(loss, SoftTargets | MomentTargets)
     reasons: dict[str, Any] = {
         "the trainer has a training_step of its own": type(trainer).training_step
         is not StudentTrainer.training_step,
-        "the loss is no distillation loss of LossSettings": not isinstance(loss, SoftTargets),
-        "alpha is below 1, and some rows have no label": isinstance(loss, SoftTargets)
-        and loss.settings.alpha < 1
-        and (training.rows.labels == UNLABELLED).any(),
+        "the loss is no distillation loss of LossSettings": not own_loss,
+        "alpha is below 1, and some rows have no label": own_loss
+        and loss.settings.alpha < 1  # type: ignore[attr-defined]
+        and not training.rows.known.all(),
         "the rows have weights": training.rows.weights is not None,
         "they have callbacks or trackers": trainer.callbacks or trainer.trackers,
         "mixed_precision is set": trainer.mixed_precision != "no",
@@ -241,12 +242,16 @@ class Stack:
         self.models: list[nn.Module] = []
         for one in trainings:
             set_seed(kind, "student", one.seed)
-            model = build_student(one.factory, one.rows, one.classes, one.preprocess, one.weights)
+            model, self.outputs = one.build()
             self.models.append(model.to(self.device).train())
         self.prepare = Preparation(trainings[0].preprocess, takes_ids(self.models[0]))
         held = self.prepare.held(rows.inputs)
         self.inputs = held.to(self.device) if isinstance(held, Tensor) else None
+        first = trainings[0]
+        rows = rows_of_task(rows, first.task, first.classes)
         self.uids, self.labels = rows.uids, torch.from_numpy(rows.labels)
+        if first.units is not None:
+            self.labels = first.units.standardised(rows.labels)
         # Each training may hold out rows of its own.
         sorted_ = np.argsort(rows.uids, kind="stable")
         self.where = [sorted_[np.searchsorted(rows.uids[sorted_], one.rows.uids)] for one in trainings]
@@ -298,7 +303,13 @@ class Stack:
                 own,
                 None
                 if one.validation is None
-                else Examination(one.validation, one.loss, self.prepare, self.group),
+                else Examination(
+                    one.validation,
+                    one.loss,
+                    self.prepare,
+                    self.group,
+                    variances=self.outputs != one.classes,
+                ),
                 self.steps,
             )
             for model, own, one in zip(self.models, averages, trainings, strict=True)
@@ -368,14 +379,9 @@ class Stack:
     def _losses(self, outputs: Tensor, targets: Any, labels: Tensor, i: int) -> Tensor:
         """The loss of each student, [students], at step ``i`` of a block."""
         loss, count = self.trainings[0].loss, outputs.shape[0] * outputs.shape[1]
-        assert isinstance(loss, SoftTargets)
-        each = distillation_loss(
-            outputs.flatten(0, 1),
-            targets.rows(i * count, (i + 1) * count),
-            None if loss.settings.alpha == 1 else labels.flatten(),
-            settings=replace(loss.settings, reduction="none"),
-            weights=loss.weights,
-            impl=loss.impl,
+        assert isinstance(loss, SoftTargets | MomentTargets)
+        each = loss.each(
+            outputs.flatten(0, 1), targets.rows(i * count, (i + 1) * count), labels.flatten(0, 1)
         )
         return each.view(outputs.shape[:2]).mean(1)
 
@@ -402,7 +408,7 @@ class Stack:
     def _curve(self, training: Training) -> Curve:
         watch = None if training.watch is None else as_samples(training.watch, "watch")
         watched = None if watch is None else replace(self.prepare, argument="watch").batches(watch)
-        return Curve(self.steps, 0 if watch is None else len(watch), watched, training.classes)
+        return Curve(self.steps, 0 if watch is None else len(watch), watched, self.outputs)
 
     def _check(self, means: Tensor, step: int, ended: list[int]) -> None:
         """Raise FloatingPointError for a student's loss that is not finite."""
@@ -419,7 +425,7 @@ class Stack:
         self, s: int, step: int, curve: Curve, selection: Selection, average: WeightAverage | None
     ) -> Trained:
         """The result of a student that ended after ``step`` steps, with tensors of its own."""
-        model = self.models[s]
+        model, training = self.models[s], self.trainings[s]
         if selection.due(step, last=True):
             selection.evaluate(step)
         choice = selection.finish(step)
@@ -427,15 +433,17 @@ class Stack:
         for module in (model, *([] if average is None else [average.module])):
             _own(module)
         return Trained(
-            model.cpu().eval(),
+            training.finished(model.cpu()),
             curve.steps,
             curve.losses.numpy(),
             curve.watched.numpy(),
-            self.trainings[s].preprocess,
+            training.preprocess,
             None,
             choice,
             tuple(selection.evaluations),
-            None if average is None else average.module.cpu(),
+            None if average is None else training.finished(average.module.cpu()),
+            task=training.task,
+            units=training.units,
         )
 
 

@@ -20,10 +20,12 @@ from ensdistill.common.optimization import Optimization
 from ensdistill.common.optimizers import StudentOptimization
 from ensdistill.common.processes import processes
 from ensdistill.common.progress import Progress
+from ensdistill.common.tasks import Task, task_of
 from ensdistill.data import Rows
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.data.preprocess.base import Preprocess
-from ensdistill.loss.settings import Impl, LossKeywords, LossSettings, check_trained, settings_of
+from ensdistill.loss.regression import RegressionSettings
+from ensdistill.loss.settings import Impl, LossKeywords, LossSettings
 from ensdistill.student.as_you_go import CacheAsYouGo
 from ensdistill.student.automatic import Automatic, with_numbers
 from ensdistill.student.averaging import check_decay
@@ -35,11 +37,11 @@ from ensdistill.student.inputs import Inputs
 from ensdistill.student.machines import divide, machines_of
 from ensdistill.student.methods import (
     HardLabels,
-    SoftTargets,
     StudentLoss,
-    as_student_loss,
     check_takes_mixture,
     code_and_values,
+    given_loss,
+    loss_by_task,
     name_of,
 )
 from ensdistill.student.module_patterns import check_patterns
@@ -48,6 +50,7 @@ from ensdistill.student.sharding import check_shard
 from ensdistill.student.sources import TargetSource, check_in_cache, targets_for
 from ensdistill.student.trackers import check_trackers
 from ensdistill.student.training import Trained, Training, train
+from ensdistill.student.units import Units, rows_of_task, task_and_count, units_of
 from ensdistill.student.validation import Validation, hold_out, split_rows
 from ensdistill.student.weights import Weights
 
@@ -77,7 +80,10 @@ class StudentTrainer:
         labels, batch) that returns a scalar, see :class:`~ensdistill.student.methods.StudentLoss`. In the
         distillation loss the divergence is a mean over all rows of the batch, and the cross entropy a mean
         over the rows with a label. With alpha below 1, some row needs a label. A ``combiner`` of None is the
-        cache's.
+        cache's. The task is that of the cache: multi-label students have the sum of the labels' binary
+        divergences. Regression students have the squared error of the ensemble's mean, or ``"huber"``, and
+        with 2 D outputs, means and log variances, the divergence of Gaussians; see
+        :class:`~ensdistill.loss.regression.RegressionSettings`.
     mixed_precision : {"no", "bf16", "fp16"}
         The precision of the forward pass; the loss takes float32 outputs with each of them. fp16 needs a GPU.
     cpu : bool
@@ -139,7 +145,7 @@ class StudentTrainer:
     def __init__(
         self,
         optimization: Optimization | None = None,
-        loss: LossSettings | StudentLoss | Callable[..., Tensor] | None = None,
+        loss: LossSettings | RegressionSettings | StudentLoss | Callable[..., Tensor] | str | None = None,
         *,
         mixed_precision: Precision = "no",
         cpu: bool = True,
@@ -154,17 +160,7 @@ class StudentTrainer:
         divide_rows: bool = False,
         **keywords: Unpack[LossKeywords],
     ) -> None:
-        self.loss: LossSettings | StudentLoss
-        if loss is None or isinstance(loss, LossSettings):
-            self.loss = settings_of(loss, dict(keywords), "loss")
-            check_trained("loss", self.loss)
-        else:
-            self.loss = as_student_loss(loss)
-            if keywords:
-                raise TypeError(
-                    f"loss: expected either a loss or keywords of LossSettings; got {name_of(self.loss)} "
-                    f"and {', '.join(keywords)}"
-                )
+        self.loss: LossSettings | RegressionSettings | StudentLoss = given_loss(loss, dict(keywords))
         for name, value, allowed in (
             ("mixed_precision", mixed_precision, get_args(Precision)),
             ("impl", impl, get_args(Impl)),
@@ -225,7 +221,9 @@ class StudentTrainer:
         factory : callable
             Makes a module that maps [N, ...] to logits [N, C]; inputs in fields are its keyword arguments. Of
             a module with several outputs (a tuple, a dict, a dataclass, an object) the logits are what is
-            called ``logits``, else the one tensor of two dimensions. torch's seed is set before the call.
+            called ``logits``, else the one tensor of two dimensions. Of a regression it maps to D means in
+            standardised units, or to D means and D logarithms of variances; the trained module returns the
+            data's units. torch's seed is set before the call.
         rows : Rows
             The transfer set of the cache: samples of any kind, lazy ones too. Every input is checked against
             the cache's record of it, lazy ones whenever they are read.
@@ -289,19 +287,23 @@ class StudentTrainer:
             machines = machines_of(group)
             with group.together():
                 check_rows(rows)
-                loss = self._loss_of(cache, member)
+                loss, task = loss_by_task(self.loss, cache, member, self.impl), task_of(cache)
                 check_in_cache(cache, rows)
                 rows, judged = split_rows(validation, rows, cache, seed)
                 division = divide(cache, rows, machines, group.rank) if self.divide_rows else None
                 own = rows if division is None else division.own(rows)
                 targets = targets_for(cache, own, augment)
-                loss.check(rows, targets.classes, cache)
+                units, count = units_of(task, targets), targets.classes
+                rows = rows_of_task(rows, task, count)
+                loss.check(rows, count, cache)
                 check_takes_mixture(loss, name_of(loss), cache)
-                held = hold_out(judged, targets.classes, cache, augment, division)
+                held = hold_out(judged, count, cache, augment, division, task=task, units=units)
                 training = Training(
                     factory=factory,
                     rows=rows,
-                    classes=targets.classes,
+                    classes=count,
+                    task=task,
+                    units=units,
                     loss=loss,
                     targets=targets,
                     augment=None,
@@ -333,7 +335,8 @@ class StudentTrainer:
         factory: Callable[[], nn.Module],
         rows: Rows,
         *,
-        classes: int,
+        classes: int | None = None,
+        task: Task | None = None,
         seed: int = 0,
         augment: Augmentation | None = None,
         preprocess: Preprocess | None = None,
@@ -347,23 +350,29 @@ class StudentTrainer:
         keep_last: int = 1,
         weights: Weights | None = None,
     ) -> Trained:
-        """Train the same student on hard labels (cross entropy with ``optimization.label_smoothing``), by the
-        same loop.
+        """Train the same student on hard labels, by the same loop: by the cross entropy with
+        ``optimization.label_smoothing``, for several labels by the binary one of those that are known, for
+        numbers by the squared error or, with variances, by the Gaussian NLL.
 
-        Parameters are those of :meth:`distill`; every row needs a label in 0..classes-1; ``augment`` changes
-        the inputs at random. The trainer's ``loss`` has no part in it.
+        Parameters are those of :meth:`distill`; every row needs a label; ``augment`` changes the inputs at
+        random. The trainer's ``loss`` has no part in it. The ``task`` is by default that of the labels' form;
+        ``classes`` is their number of columns where they have columns, and has to be given for class indices.
         """
         with processes(device_type(self.cpu, self.mixed_precision)) as group:
             with group.together():
                 check_rows(rows)
-                loss = HardLabels(self.optimization.label_smoothing)
-                loss.check(rows, classes, None)
+                task, count = task_and_count(rows, task, classes)
+                loss = HardLabels(self.optimization.label_smoothing, task)
+                loss.check(rows, count, None)
                 rows, judged = split_rows(validation, rows, None, seed)
-                held = hold_out(judged, classes, None, None)
+                units = Units.of_labels(rows.labels) if task == "regression" else None
+                held = hold_out(judged, count, None, None, task=task, units=units)
                 training = Training(
                     factory=factory,
                     rows=rows,
-                    classes=classes,
+                    classes=count,
+                    task=task,
+                    units=units,
                     loss=loss,
                     targets=None,
                     augment=augment,
@@ -381,6 +390,7 @@ class StudentTrainer:
                 StudentTrainer.direct,
                 factory=factory,
                 classes=classes,
+                task=task,
                 augment=augment,
                 **self._same(training),
             )
@@ -417,16 +427,6 @@ class StudentTrainer:
         """The arguments of a training that those for its learning rate share."""
         names = ("seed", "preprocess", "workers", "weights")
         return {name: getattr(training, name) for name in names}
-
-    def _loss_of(self, cache: TargetCache | TargetSource, member: str | None) -> StudentLoss:
-        if isinstance(self.loss, LossSettings):
-            return SoftTargets.of_member(self.loss, cache, member, self.impl)
-        if member is None:
-            return self.loss
-        raise ValueError(
-            f"member: {member!r}, but {name_of(self.loss)} receives the targets of all members; select the "
-            "member in the loss, or pass LossSettings"
-        )
 
     def _run(self, training: Training, again: Callable[..., Trained]) -> Trained:
         trainer, automatic = self._found(training, again)
@@ -488,7 +488,7 @@ class StudentTrainer:
         found: dict[str, Any] = {
             f"optimization.{f.name}": getattr(self.optimization, f.name) for f in fields(self.optimization)
         }
-        if isinstance(self.loss, LossSettings):
+        if isinstance(self.loss, LossSettings | RegressionSettings):
             found |= {f"loss.{f.name}": getattr(self.loss, f.name) for f in fields(self.loss)}
         found |= {"mixed_precision": self.mixed_precision, "ema": self.ema}
         return {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in found.items()}

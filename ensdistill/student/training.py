@@ -15,6 +15,7 @@ from ensdistill.common.optimizers import build_optimizer, student_settings
 from ensdistill.common.processes import processes
 from ensdistill.common.progress import Progress
 from ensdistill.common.random import derive_seed
+from ensdistill.common.tasks import Task
 from ensdistill.data import Rows
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.data.preprocess.base import Preprocess
@@ -29,7 +30,7 @@ from ensdistill.student.cost import StepCost
 from ensdistill.student.curve import Curve
 from ensdistill.student.divergence import diverged
 from ensdistill.student.engine import Engine, device_type, start_engine
-from ensdistill.student.inputs import Preparation, takes_ids
+from ensdistill.student.inputs import Preparation, call, takes_ids
 from ensdistill.student.machines import Division
 from ensdistill.student.methods import StudentLoss
 from ensdistill.student.preconditions import build_student
@@ -39,9 +40,11 @@ from ensdistill.student.selection import Choice, Evaluation, Selection
 from ensdistill.student.sharding import Sharding, check_shardable
 from ensdistill.student.sources import RowTargets
 from ensdistill.student.tracking import Record
+from ensdistill.student.units import Units
 from ensdistill.student.validation import Examination, HeldOut
 from ensdistill.student.weights import Weights
 from ensdistill.teachers.members import Member, Preprocessed, TorchMember
+from ensdistill.teachers.members.outputs import Output
 
 if TYPE_CHECKING:
     from ensdistill.student.automatic import Automatic
@@ -55,13 +58,15 @@ class Trained:
     Parameters
     ----------
     module : Module
-        In eval mode, on the CPU.
+        In eval mode, on the CPU. Of a regression a :class:`ensdistill.teachers.members.Standardised`, which
+        returns means in the data's units, or means and variances; its ``model`` is the network.
     steps : ndarray [P], int64
         The steps at which the learning curve has points.
     losses : ndarray [P], float64
         The mean training loss (nats) since the point before, over all processes.
     watched : ndarray [P, M, C], float32
-        The logits for the watched inputs at each point; M = 0 where none were watched.
+        The logits for the watched inputs at each point; M = 0 where none were watched. Of a regression the
+        network's outputs, in standardised units.
     preprocess : Preprocess or None
         From raw samples to the module's input, where the training had one.
     cost : StepCost or None
@@ -74,6 +79,9 @@ class Trained:
         The average of the student's weights at the end, of a training with ``ema``; in eval mode, on the CPU.
     automatic : Automatic or None
         The numbers that were found for settings that are ``auto``; None where none is.
+    task : {"classification", "multilabel", "regression"}
+    units : Units or None
+        Of a regression.
     """
 
     module: nn.Module
@@ -86,6 +94,8 @@ class Trained:
     evaluations: tuple[Evaluation, ...] = ()
     average: nn.Module | None = None
     automatic: Automatic | None = None
+    task: Task = "classification"
+    units: Units | None = None
 
     def record(self) -> dict[str, Any]:
         """The choice of weights and all evaluations, as plain data."""
@@ -109,9 +119,17 @@ class Trained:
         name : str
         classes : sequence of str, optional
         factory : callable, optional
-            The module's class, or a ``functools.partial`` of it, by which loading builds it again.
+            The module's class, or a ``functools.partial`` of it, by which loading builds it again; the one
+            that ``distill`` was given.
         """
-        member = TorchMember(self.module, name=name, classes=classes, factory=factory, output="logits")
+        output: Output = "logits"
+        if self.units is not None:
+            outputs = self.watched.shape[2]
+            output = "mean" if outputs == len(self.units.location) else "mean_and_variance"
+            factory = None if factory is None else self.units.factory(factory)
+        member = TorchMember(
+            self.module, name=name, classes=classes, factory=factory, output=output, task=self.task
+        )
         return member if self.preprocess is None else Preprocessed(member, self.preprocess)
 
 
@@ -120,7 +138,8 @@ class Training:
     """The checked arguments of :meth:`StudentTrainer.distill` or :meth:`StudentTrainer.direct`.
 
     ``targets`` is None for a training on labels alone. ``augment`` changes inputs at random; the versions of
-    ``targets`` are their own.
+    ``targets`` are their own. ``classes`` is the number of classes, labels or numbers; the labels of ``rows``
+    have the task's form.
     """
 
     factory: Callable[[], nn.Module]
@@ -139,6 +158,22 @@ class Training:
     validation: HeldOut | None = None
     weights: Weights | None = None
     division: Division | None = None
+    task: Task = "classification"
+    units: Units | None = None
+
+    def build(self) -> tuple[nn.Module, int]:
+        """A new student, and its number of outputs for each row."""
+        model = build_student(self.factory, self.rows, self.classes, self.preprocess, self.weights, self.task)
+        return model, self.classes if self.task != "regression" else self._outputs(model)
+
+    def _outputs(self, model: nn.Module) -> int:
+        first = Preparation(self.preprocess, takes_ids(model))(self.rows.inputs[:2])
+        with torch.no_grad():
+            return int(call(model, first).shape[1])
+
+    def finished(self, network: nn.Module) -> nn.Module:
+        """The trained network as the module that predicts: of a regression in the data's units."""
+        return network.eval() if self.units is None else self.units.restored(network)
 
 
 def train(trainer: StudentTrainer, training: Training, automatic: Automatic | None = None) -> Trained:
@@ -156,9 +191,7 @@ def train(trainer: StudentTrainer, training: Training, automatic: Automatic | No
         # The student is initialised under the seed. Its optimiser and the engine then hold its parameters.
         set_seed(kind, "student", seed)
         with group.together():
-            model = build_student(
-                training.factory, training.rows, training.classes, training.preprocess, training.weights
-            )
+            model, outputs = training.build()
             if trainer.shard is not None:
                 check_shardable(model, trainer.shard)
         fingerprint = training_fingerprint(trainer, training, model, group, automatic)
@@ -182,13 +215,14 @@ def train(trainer: StudentTrainer, training: Training, automatic: Automatic | No
         prepare = Preparation(training.preprocess, takes_ids(model))
         watch = None if training.watch is None else as_samples(training.watch, "watch")
         watched = None if watch is None else replace(prepare, argument="watch").batches(watch)
-        curve = Curve(steps, 0 if watch is None else len(watch), watched, training.classes)
+        curve = Curve(steps, 0 if watch is None else len(watch), watched, outputs)
         average, another = None, deepcopy if sharding is None else sharding.another
         if trainer.ema is not None:
             average = WeightAverage(model, trainer.ema, another)
         examination, held = None, training.validation
         if held is not None:
-            examination = Examination(held, training.loss, prepare, group, sharding is not None)
+            variances = outputs != training.classes
+            examination = Examination(held, training.loss, prepare, group, sharding is not None, variances)
         selection = Selection(model, average, examination, steps)
 
         # A killed training goes on from its checkpoint.
@@ -254,10 +288,10 @@ def train(trainer: StudentTrainer, training: Training, automatic: Automatic | No
             curve.end(step, model, again=choice != Choice(step, "student"))
             hooks.end(choice, selection.exhausted)
         plain = nn.Module.cpu if sharding is None else sharding.whole
-        ending = None if average is None else plain(average.module).eval()
-        model = plain(model)
+        ending = None if average is None else training.finished(plain(average.module))
+        model = training.finished(plain(model))
     return Trained(
-        model.eval(),
+        model,
         curve.steps,
         curve.losses.numpy(),
         curve.watched.numpy(),
@@ -267,6 +301,8 @@ def train(trainer: StudentTrainer, training: Training, automatic: Automatic | No
         tuple(selection.evaluations),
         ending,
         automatic,
+        training.task,
+        training.units,
     )
 
 

@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from ensdistill.cache import TargetCache
 from ensdistill.cache.verifying import stored_hashes
 from ensdistill.common import scalars
 from ensdistill.common.processes import Processes
 from ensdistill.common.random import random_generator
+from ensdistill.common.tasks import Task
 from ensdistill.data import UNLABELLED, Rows
 from ensdistill.data import batches as b
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.data.copies import equal_inputs, merged
 from ensdistill.data.samples import as_samples, in_memory, positions, whole
 from ensdistill.data.versions import view_inputs
-from ensdistill.loss.functional import distillation_loss
 from ensdistill.loss.settings import LossSettings
 from ensdistill.student.as_you_go import CacheAsYouGo
+from ensdistill.student.comparisons import NAMES, OF_ENSEMBLE, OF_LABELS, Comparison, Metric, Scores
 from ensdistill.student.inputs import Inputs, Preparation, call, moved, rows_of
 from ensdistill.student.machines import Division
-from ensdistill.student.methods import SoftTargets, StudentLoss
+from ensdistill.student.methods import MomentTargets, SoftTargets, StudentLoss
 from ensdistill.student.sources import RowTargets, TargetSource, targets_for
+from ensdistill.student.units import Units, in_units, rows_of_task
 
-Metric = Literal["agreement", "kl", "nll", "accuracy"]
-LARGER_IS_BETTER = ("agreement", "accuracy")
-OF_ENSEMBLE, OF_LABELS = ("kl", "agreement"), ("nll", "accuracy")
+# By default the divergence chooses the weights of a student with variances, in place of the mean's distance.
+WITH_VARIANCES: dict[Metric, Metric] = {"distance": "kl", "rmse": "nll"}
 _AT_ONCE = 1024
 
 
@@ -48,10 +48,12 @@ class Validation:
     every : int, optional
         Steps between two evaluations, rounded up to a multiple of 32; by default a twentieth of the training.
         The end of the training is always evaluated.
-    metric : {"kl", "agreement", "nll", "accuracy"}, optional
+    metric : {"kl", "agreement", "nll", "accuracy", "distance", "rmse"}, optional
         What decides which weights are the best. ``kl``: the mean KL divergence from the ensemble, in nats.
         ``agreement``: the share of rows whose likeliest class is the ensemble's. ``nll`` and ``accuracy``:
-        of the rows' labels, where they have one. By default ``kl``; ``nll`` where there is no ensemble.
+        of the rows' labels, where they have one. By default ``kl``; ``nll`` where there is no ensemble. A
+        regression has ``distance`` and ``rmse``, its default, and for a student with variances ``kl`` and
+        ``nll``, its default then; see :class:`ensdistill.student.comparisons.Scores`.
     patience : int, optional
         The training ends after so many evaluations in a row that are not better than the best one.
 
@@ -93,25 +95,6 @@ def check_share(argument: str, share: Any) -> None:
         raise ValueError(f"{argument}: expected a share of the rows in (0, 1); got {share!r}")
 
 
-@dataclass(frozen=True)
-class Scores:
-    """What an evaluation found, as means over the validation rows; None where there is nothing to compare
-    with.
-
-    Parameters
-    ----------
-    kl, agreement : float or None
-        Nats, and a share, against the ensemble.
-    nll, accuracy : float or None
-        Nats, and a share, against the labels, of the rows that have one.
-    """
-
-    kl: float | None = None
-    agreement: float | None = None
-    nll: float | None = None
-    accuracy: float | None = None
-
-
 @dataclass(frozen=True, eq=False)
 class HeldOut:
     """The checked rows of a validation.
@@ -125,8 +108,12 @@ class HeldOut:
         At which students are compared with the targets.
     settings : Validation
     metric : str
+        Of a regression, the one of a student without variances.
     division : Division or None
         Which machine evaluates which rows; None where any process evaluates any.
+    task : {"classification", "multilabel", "regression"}
+    units : Units or None
+        Of a regression.
     """
 
     rows: Rows
@@ -135,6 +122,8 @@ class HeldOut:
     settings: Validation
     metric: Metric
     division: Division | None = None
+    task: Task = "classification"
+    units: Units | None = None
 
     def fingerprint(self) -> list[Any]:
         settings = self.settings
@@ -179,6 +168,9 @@ def hold_out(
     source: TargetCache | TargetSource | None,
     augment: Augmentation | None,
     division: Division | None = None,
+    *,
+    task: Task = "classification",
+    units: Units | None = None,
 ) -> HeldOut | None:
     """The checked rows of a validation, and their targets; of divided rows a machine checks its own.
 
@@ -193,8 +185,9 @@ def hold_out(
     if settings is None:
         return None
     assert isinstance(settings.rows, Rows)
-    rows = settings.rows
-    wrong = np.flatnonzero((rows.labels != UNLABELLED) & ((rows.labels < 0) | (rows.labels >= classes)))
+    rows = rows_of_task(settings.rows, task, classes, "validation")
+    strange = (rows.labels < 0) | (rows.labels >= classes)
+    wrong = np.flatnonzero(rows.known & strange) if task == "classification" else np.empty(0, np.int64)
     if len(wrong):
         raise ValueError(
             f"validation: expected labels 0..{classes - 1} or {UNLABELLED}; uid {rows.uids[wrong[0]]} has "
@@ -210,12 +203,14 @@ def hold_out(
         source = source if known.any() else None
     elif isinstance(source, CacheAsYouGo):
         source = source.online()
-    metric = _metric(settings, rows, source is not None)
+    metric = _metric(settings, rows, source is not None, task)
     division = None if source is None else division
     checked = rows if division is None else division.own(rows)
     targets = None if source is None else targets_for(source, checked, augment)
+    if targets is not None and units is not None:
+        targets = in_units(targets, units)
     temperature = 1.0 if source is None or source.temperature is None else source.temperature
-    return HeldOut(rows, targets, temperature, settings, metric, division)
+    return HeldOut(rows, targets, temperature, settings, metric, division, task, units)
 
 
 def draw_share(rows: Rows, share: float, seed: int, source: Any = None) -> np.ndarray:
@@ -253,17 +248,21 @@ def draw_share(rows: Rows, share: float, seed: int, source: Any = None) -> np.nd
     return drawn
 
 
-def _metric(settings: Validation, rows: Rows, compared: bool) -> Metric:
-    labelled = bool((rows.labels != UNLABELLED).any())
-    possible: list[Metric] = [*(OF_ENSEMBLE if compared else ()), *(OF_LABELS if labelled else ())]
+def _metric(settings: Validation, rows: Rows, compared: bool, task: Task) -> Metric:
+    labelled = bool(rows.known.any())
+    possible = [*(OF_ENSEMBLE[task] if compared else ()), *(OF_LABELS[task] if labelled else ())]
     if not possible:
         raise ValueError(
             f"validation: none of the {len(rows)} rows has a label or targets in a cache, so there is "
             "nothing to compare the student with"
         )
     metric = settings.metric or possible[0]
+    if metric not in (*OF_ENSEMBLE[task], *OF_LABELS[task]):
+        raise ValueError(
+            f"validation.metric: {metric!r} is none of the task {task}; choose {' or '.join(possible)}"
+        )
     if metric not in possible:
-        lacking = "a label" if metric in OF_LABELS else "targets in a cache"
+        lacking = "a label" if metric in OF_LABELS[task] else "targets in a cache"
         raise ValueError(
             f"validation.metric: {metric!r} needs rows with {lacking}, and none has; choose "
             f"{' or '.join(possible)}"
@@ -285,6 +284,8 @@ class Examination:
     group : Processes
     sharded : bool
         Whether a forward pass needs all processes: then all take as many.
+    variances : bool
+        Whether the student is a regression's with variances, which are then judged, too.
     """
 
     def __init__(
@@ -294,15 +295,22 @@ class Examination:
         prepare: Preparation,
         group: Processes,
         sharded: bool = False,
+        variances: bool = False,
     ) -> None:
-        self.held, self.prepare, self.group = held, prepare, group
-        own = loss if isinstance(loss, SoftTargets) else None
-        self.weights = None if own is None else own.weights
-        self.settings = LossSettings(
-            temperature=held.temperature,
-            combiner=None if own is None else own.settings.combiner,
-            reduction="none",
-        )
+        self.held, self.prepare, self.group, self.metric = held, prepare, group, held.metric
+        if variances and held.settings.metric is None:
+            self.metric = WITH_VARIANCES.get(held.metric, held.metric)
+        if held.task == "regression" and not variances and self.metric in WITH_VARIANCES.values():
+            raise ValueError(
+                f"validation.metric: {self.metric!r} is of a student with variances, which this one does not "
+                f"have: choose {' or '.join(WITH_VARIANCES)}, or a model of twice as many outputs"
+            )
+        combiner = loss.settings.combiner if isinstance(loss, SoftTargets) else None
+        settings = LossSettings(temperature=held.temperature, combiner=combiner, reduction="none")
+        weights = loss.weights if isinstance(loss, (SoftTargets, MomentTargets)) else None
+        self._compared = Comparison(held.task, settings, weights, held.units)
+        labels, units = held.rows.labels, held.units
+        self._labels = torch.from_numpy(labels) if units is None else units.standardised(labels)
         self._versions = None if held.targets is None else held.targets.versions
         parts = turns(held, group.count)
         self._parts = parts[group.rank]
@@ -316,23 +324,15 @@ class Examination:
     def __call__(self, model: nn.Module, device: torch.device) -> Scores:
         """The scores of a model, which is in eval mode afterwards."""
         model.eval()
-        # kl, agreement, rows; nll, accuracy, labelled rows
-        sums = torch.zeros(6, dtype=torch.float64)
+        sums = torch.zeros(len(NAMES), 2, dtype=torch.float64)
         with torch.no_grad():
             for part in self._parts:
                 inputs, targets = self._read(part, self.held.targets)
                 outputs = call(model, moved(inputs, device)).float()
-                sums[:3] += self._against_targets(outputs, targets)
-                sums[3:] += against_labels(outputs, torch.from_numpy(self.held.rows.labels[part]))
+                sums += self._compared(outputs, targets, self._labels[part])
             for part in self._repeated:
                 call(model, moved(self._read(part, None)[0], device))
-        kl, agreement, rows, nll, accuracy, labelled = (self.group.mean(sums) * self.group.count).tolist()
-        return Scores(
-            kl=kl / rows if rows else None,
-            agreement=agreement / rows if rows else None,
-            nll=nll / labelled if labelled else None,
-            accuracy=accuracy / labelled if labelled else None,
-        )
+        return Scores.of(self.group.mean(sums) * self.group.count)
 
     def _read(self, part: np.ndarray, targets: RowTargets | None) -> tuple[Inputs, Any]:
         """The inputs and the targets of some rows."""
@@ -352,20 +352,6 @@ class Examination:
             return batch
         return view_inputs(self._versions.augment, batch, uids, 0, self._versions.seed)
 
-    def _against_targets(self, outputs: Tensor, targets: Any) -> Tensor:
-        if targets is None:
-            return torch.zeros(3, dtype=torch.float64)
-        losses, rows = distillation_loss(
-            outputs,
-            targets.to(outputs.device),
-            settings=self.settings,
-            weights=self.weights,
-            statistics=True,
-        )
-        kl = losses.double().sum().cpu() / self.settings.temperature**2
-        count = torch.tensor(float(len(outputs)), dtype=torch.float64)
-        return torch.stack([kl, rows.agreement.double().sum().cpu(), count])
-
 
 def turns(held: HeldOut, processes: int) -> list[list[np.ndarray]]:
     """The batches of each process, as positions of rows."""
@@ -379,12 +365,3 @@ def turns(held: HeldOut, processes: int) -> list[list[np.ndarray]]:
         first, step = int((of_process[:rank] == machine).sum()), int((of_process == machine).sum())
         found.append([own[part] for part in positions(len(own), _AT_ONCE)][first::step])
     return found
-
-
-def against_labels(outputs: Tensor, labels: Tensor) -> Tensor:
-    """The sum of the NLL, how many are right, and how many have a label: float64 [3]."""
-    known = labels != UNLABELLED
-    log_q = outputs.cpu().double().log_softmax(1)
-    nll = F.nll_loss(log_q, labels, ignore_index=UNLABELLED, reduction="sum")
-    right = (log_q.argmax(1) == labels) & known
-    return torch.stack([nll, right.sum().double(), known.sum().double()])

@@ -218,8 +218,8 @@ def test_other_files_are_refused(tmp_path):
     foreign = onnx.ModelProto.FromString(exported.model.SerializeToString())
     (entry,) = foreign.metadata_props
     about = json.loads(entry.value)
-    entry.value = json.dumps(about | {"format": 2, "version": "9.9"})
-    with pytest.raises(ValueError, match=r"written by ensdistill 9\.9 \(format 2\).*pip install --upgrade"):
+    entry.value = json.dumps(about | {"format": 3, "version": "9.9"})
+    with pytest.raises(ValueError, match=r"written by ensdistill 9\.9 \(format 3\).*pip install --upgrade"):
         OnnxStudent(foreign.SerializeToString())
     del foreign.metadata_props[:]
     with pytest.raises(ValueError, match="expected a student that ensdistill exported"):

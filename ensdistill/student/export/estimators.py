@@ -11,6 +11,7 @@ from ensdistill.student.export.graph import DOUBLE, FLOAT, OF_ESTIMATORS, Graph
 from ensdistill.student.export.transformers import transform
 from ensdistill.student.export.values import Values
 from ensdistill.teachers.members import SklearnMember
+from ensdistill.teachers.members.estimator_outputs import outputs_of
 
 # Their scores are x W + b. They are computed in float64 here, as scikit-learn does.
 _LINEAR = (
@@ -24,11 +25,41 @@ _LINEAR = (
     "Perceptron",
     "PassiveAggressiveClassifier",
 )
+_LINEAR_REGRESSORS = (
+    "LinearRegression",
+    "Ridge",
+    "RidgeCV",
+    "Lasso",
+    "LassoCV",
+    "ElasticNet",
+    "ElasticNetCV",
+    "HuberRegressor",
+    "LinearSVR",
+    "SGDRegressor",
+)
 _INEXACT = {
     "HistGradientBoostingClassifier": "its thresholds are float64, which the converted trees round",
+    "HistGradientBoostingRegressor": "its thresholds are float64, which the converted trees round",
+    "KNeighborsRegressor": "it holds the training rows, and orders equal distances in its own way",
     "KNeighborsClassifier": "it holds the training rows, and orders equal distances in its own way",
     "RadiusNeighborsClassifier": "it holds the training rows",
 }
+
+
+def numbers(graph: Graph, member: SklearnMember, values: Values) -> str:
+    """The means that a regressor predicts, float64 [N, D].
+
+    Raises
+    ------
+    ValueError
+        ONNX can't express the estimator, or its variances; names it.
+    """
+    if member._spread is not None:
+        raise ValueError(
+            f"export: ONNX can't express the deviations of {type(member.estimator).__name__}: {OF_ESTIMATORS}"
+        )
+    found = _scores(graph, member.estimator, "predict", values)
+    return graph.op("Reshape", found, graph.constant([-1, outputs_of(member.estimator) or 1]))
 
 
 def logits(graph: Graph, member: SklearnMember, values: Values) -> str:
@@ -39,6 +70,10 @@ def logits(graph: Graph, member: SklearnMember, values: Values) -> str:
     ValueError
         ONNX can't express the estimator; names it.
     """
+    if member.task != "classification":
+        raise ValueError(
+            f"export: ONNX can't express several labels of {type(member.estimator).__name__}: {OF_ESTIMATORS}"
+        )
     scores = _scores(graph, member.estimator, member.method or "", values)
     if member.output == "probability":
         return graph.op("Log", graph.op("Add", scores, graph.constant(member.smoothing, np.float64)))
@@ -59,6 +94,8 @@ def _scores(graph: Graph, estimator: Any, method: str, values: Values) -> str:
     own = type(estimator).__module__.startswith("sklearn.")
     if own and name == "VotingClassifier" and method == "predict_proba":
         return _votes(graph, estimator, values)
+    if own and name in _LINEAR_REGRESSORS and method == "predict":
+        return _products(graph, estimator, values)
     if own and name in _LINEAR and _is_plain(estimator, method):
         return _linear(graph, estimator, method == "predict_proba", values)
     return _converted(graph, estimator, method, values)
@@ -84,14 +121,19 @@ def _is_plain(estimator: Any, method: str) -> bool:
     return method in ("predict_proba", "decision_function")
 
 
-def _linear(graph: Graph, estimator: Any, probabilities: bool, values: Values) -> str:
-    """Probabilities or scores, float64 [N, C]."""
+def _products(graph: Graph, estimator: Any, values: Values) -> str:
+    """x W + b, float64 [N, C]."""
     x = values.numbers(graph, estimator)
     weights = np.atleast_2d(np.asarray(estimator.coef_, np.float64))
     offset = np.asarray(estimator.intercept_, np.float64).reshape(1, -1)
     scores = graph.op("MatMul", x, graph.constant(np.ascontiguousarray(weights.T)))
-    scores = graph.op("Add", scores, graph.constant(offset))
-    if len(weights) == 1:
+    return graph.op("Add", scores, graph.constant(offset))
+
+
+def _linear(graph: Graph, estimator: Any, probabilities: bool, values: Values) -> str:
+    """Probabilities or scores, float64 [N, C]."""
+    scores = _products(graph, estimator, values)
+    if len(np.atleast_2d(estimator.coef_)) == 1:
         scores = _margin(graph, scores)
     elif probabilities and (type(estimator).__name__ == "SGDClassifier" or _one_against_rest(estimator)):
         each = graph.op("Sigmoid", scores)

@@ -14,18 +14,31 @@ from onnx import TensorProto
 
 import ensdistill
 from ensdistill.common.files import write_bytes
+from ensdistill.common.tasks import Task
 from ensdistill.data.samples import as_samples, form, whole
 from ensdistill.student.export import networks
 from ensdistill.student.export.estimators import logits as logits_of_estimator
-from ensdistill.student.export.graph import FLOAT, INT64, NEWEST_OPSET, OF_ESTIMATORS, OPSET, OTHERWISE, Graph
-from ensdistill.student.export.inputs import RESERVED, Prepared, prepare
+from ensdistill.student.export.estimators import numbers as numbers_of_estimator
+from ensdistill.student.export.graph import (
+    DOUBLE,
+    FLOAT,
+    INT64,
+    NEWEST_OPSET,
+    OF_ESTIMATORS,
+    OPSET,
+    OTHERWISE,
+    Graph,
+)
+from ensdistill.student.export.inputs import Prepared, prepare
 from ensdistill.student.export.parity import compared
-from ensdistill.teachers.members import Member, Preprocessed, SklearnMember, TorchMember
+from ensdistill.student.export.running import FORMATS, MOMENTS, OUTPUTS
+from ensdistill.teachers.fitting.scaling import Scaling
+from ensdistill.teachers.members import Member, Moments, Preprocessed, SklearnMember, TorchMember, inner
 from ensdistill.teachers.members.base import SMOOTHING, align
 from ensdistill.teachers.members.boosted import BoostedMember
+from ensdistill.teachers.members.moments import MEAN_AND
 from ensdistill.teachers.members.preprocessed import rows_for
 
-FORMAT = 1
 KEY = "ensdistill"
 TOLERANCE = 1e-4
 LARGEST = 2_000_000_000
@@ -38,10 +51,17 @@ class Exportable(Protocol):
     classes: tuple[str, ...]
     labels: tuple[Any, ...]
     samples: dict[str, Any]
-    temperature: float
     about: dict[str, Any]
+    task: Task
+    scaling: Scaling
 
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def cuts(self) -> np.ndarray: ...
     def predict_proba(self, samples: Any) -> np.ndarray: ...
+    def predict_distribution(self, samples: Any) -> Moments: ...
+    def settings(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -52,7 +72,8 @@ class Exported:
     ----------
     model : ModelProto
     largest_difference : float
-        The largest absolute difference of a probability from the student's own, on the given rows.
+        The largest absolute difference of a probability from the student's own, on the given rows. Of a
+        regression that of a mean in units of the means' deviation, or of a variance in units of their mean.
     rows : int
         These rows.
     int8 : ModelProto or None
@@ -99,6 +120,9 @@ def to_onnx(student: Exportable, samples: Any, *, int8: bool = False, opset: int
     The outputs are ``probabilities``, float32 [N, C], and ``label``, int64 or string [N]. Labels that are
     integers, booleans (0 and 1) or whole floats are int64, all others are texts. Any number of rows can be
     predicted at once. A row that the preprocess refuses (an infinite number, say) has probabilities NaN.
+
+    Of several labels the outputs are ``probabilities`` and ``labels``, int64 [N, C], 1 for those at their
+    thresholds; of a regression ``mean`` and, where the student has one, ``variance``, float64 [N, D].
 
     Parameters
     ----------
@@ -148,9 +172,9 @@ def to_onnx(student: Exportable, samples: Any, *, int8: bool = False, opset: int
             f"student: expected at most {LARGEST:,} bytes of parameters, which one ONNX file can hold; got "
             f"{member.bytes:,}: {OTHERWISE}"
         )
-    expected = student.predict_proba(batch)  # also shows how the module's outputs are to be read
+    expected, unit = outputs_of(student, batch)  # also shows how the module's outputs are to be read
     described = student.samples if student.samples["kind"] == "table" else form(as_samples(batch))
-    graph = Graph(opset, RESERVED)
+    graph = Graph(opset, OUTPUTS.get(student.task, MOMENTS))
     if isinstance(member, TorchMember):
         prepared, logits = _of_module(graph, student, member, preprocess, batch, described)
     elif isinstance(member, SklearnMember):
@@ -160,24 +184,52 @@ def to_onnx(student: Exportable, samples: Any, *, int8: bool = False, opset: int
                 f"student: {type(member.estimator).__name__} takes samples that ONNX can't express "
                 f"({prepared.about['kind']}); export a student that takes a table or an array"
             )
-        logits = logits_of_estimator(graph, member, prepared.values)
-        logits = graph.cast(_arranged(graph, logits, member._columns, member.smoothing), FLOAT)
+        if student.task == "regression":
+            logits = numbers_of_estimator(graph, member, prepared.values)
+        else:
+            logits = logits_of_estimator(graph, member, prepared.values)
+            logits = graph.cast(_arranged(graph, logits, member._columns, member.smoothing), FLOAT)
     else:
         raise ValueError(
             f"student: ONNX can't express {type(member).__name__}, which is Python code: only torch "
             "modules and estimators of scikit-learn"
         )
-    if member.classes is not None:
+    if student.task == "regression":
+        _check_order(member, student)
+    elif member.classes is not None:
         logits = _arranged(graph, logits, align("student", member.classes, student.classes)[1], SMOOTHING)
     model = _finished(graph, logits, prepared, student)
-    difference = compared(model, batch, expected, prepared.files, TOLERANCE)
+    difference = compared(model, batch, expected, prepared.files, TOLERANCE, unit)
     small: dict[str, Any] = {}
     if int8:
         from ensdistill.student.export.quantised import quantised
 
-        made = quantised(model, batch, expected, prepared.files)
-        small = {"int8": made, "int8_difference": compared(made, batch, expected, prepared.files, None)}
+        made = quantised(model, batch, expected, prepared.files, unit)
+        small = {"int8": made, "int8_difference": compared(made, batch, expected, prepared.files, None, unit)}
     return Exported(model, difference, len(expected), files=prepared.files, **small)
+
+
+def outputs_of(student: Exportable, batch: Any) -> tuple[np.ndarray, np.ndarray | float]:
+    """The student's probabilities [N, C]; of a regression means and variances side by side, and the units of
+    their differences: the means' deviation, and the mean variance."""
+    if student.task != "regression":
+        return student.predict_proba(batch), 1.0
+    mean, variance = student.predict_distribution(batch)
+    spread = mean.std(0)
+    spread = np.where(spread > 0, spread, np.maximum(np.abs(mean).max(0), 1.0))
+    if variance is None:
+        return mean, spread
+    width = np.maximum(variance.mean(0), np.finfo(np.float32).tiny)
+    return np.concatenate([mean, variance], 1), np.concatenate([spread, width])
+
+
+def _check_order(member: Any, student: Exportable) -> None:
+    """Raise ValueError for a regressor whose numbers stand in another order than the student's."""
+    if member.classes is not None and tuple(member.classes) != student.classes:
+        raise ValueError(
+            f"student: expected a member with the numbers {list(student.classes)} in this order; it has "
+            f"{list(member.classes)}"
+        )
 
 
 def _of_module(
@@ -229,27 +281,70 @@ def _arranged(graph: Graph, logits: str, columns: np.ndarray | None, smoothing: 
 
 
 def _finished(graph: Graph, logits: str, prepared: Prepared, student: Exportable) -> onnx.ModelProto:
-    """Temperature, softmax and labels, and metadata for the program that feeds the graph."""
-    scaled = logits
-    if student.temperature != 1:
-        scaled = graph.op("Div", logits, graph.constant(np.float32(student.temperature)))
-    probabilities = graph.op("Softmax", scaled, axis=1)
-    if prepared.refused is not None:
-        probabilities = graph.op("Add", probabilities, prepared.refused)
-    names, kind = labels_of(student.labels)
-    best = graph.op("ArgMax", logits, axis=1, keepdims=0)
-    label = graph.op("Gather", graph.constant(names, np.int64 if kind == INT64 else object), best, axis=0)
-    outputs: dict[str, tuple[str, int, Sequence[int]]] = {
-        "label": (label, kind, []),
-        "probabilities": (probabilities, FLOAT, [len(student.classes)]),
-    }
-    model = graph.model(outputs)
-    about = {"format": FORMAT, "version": ensdistill.__version__}
+    """The task's outputs, and metadata for the program that feeds the graph."""
+    made = {"classification": _classes, "multilabel": _labels, "regression": _numbers}[student.task]
+    model = graph.model(made(graph, logits, prepared, student))
+    about = {"format": FORMATS[student.task], "version": ensdistill.__version__}
     about |= {"classes": list(student.classes), "labels": list(student.labels), **prepared.about}
     about |= {"temperature": student.temperature, "samples": student.samples, "about": student.about}
     entry = model.metadata_props.add()
-    entry.key, entry.value = KEY, json.dumps(about, ensure_ascii=False)
+    entry.key, entry.value = KEY, json.dumps(about | student.settings(), ensure_ascii=False)
     return model
+
+
+Outputs = dict[str, tuple[str, int, Sequence[int]]]
+"""By name the tensor, its type, and its shape without the batch."""
+
+
+def _probabilities(kind: str, graph: Graph, logits: str, prepared: Prepared, student: Exportable) -> str:
+    """The softmax or the sigmoids of logits that are divided by the temperature."""
+    if student.temperature != 1:
+        logits = graph.op("Div", logits, graph.constant(np.float32(student.temperature)))
+    probabilities = graph.op(kind, logits, axis=1) if kind == "Softmax" else graph.op(kind, logits)
+    return probabilities if prepared.refused is None else graph.op("Add", probabilities, prepared.refused)
+
+
+def _labels(graph: Graph, logits: str, prepared: Prepared, student: Exportable) -> Outputs:
+    probabilities = _probabilities("Sigmoid", graph, logits, prepared, student)
+    cuts = graph.constant(student.cuts.astype(np.float32)[None])
+    present = graph.cast(graph.op("GreaterOrEqual", probabilities, cuts), INT64)
+    count = [len(student.classes)]
+    return {"labels": (present, INT64, count), "probabilities": (probabilities, FLOAT, count)}
+
+
+def _numbers(graph: Graph, moments: str, prepared: Prepared, student: Exportable) -> Outputs:
+    """Means, and variances by the model's own or by the fitted noise."""
+    count, scaling = len(student.classes), student.scaling
+    columns = graph.constant(np.arange(count))
+    mean = graph.op("Gather", moments, columns, axis=1)
+    if prepared.refused is not None:
+        mean = graph.op("Add", mean, graph.cast(prepared.refused, DOUBLE))
+    outputs: Outputs = {"mean": (mean, DOUBLE, [count])}
+    if _has_variances(student):
+        variance = graph.op("Gather", moments, graph.constant(count + np.arange(count)), axis=1)
+        factor = graph.constant(np.float64(scaling.variance_factor))
+        outputs["variance"] = (graph.op("Mul", variance, factor), DOUBLE, [count])
+    elif scaling.noise is not None:
+        # A constant of as many rows; a row that is refused has a mean of NaN.
+        zero = graph.op("Mul", mean, graph.constant(np.float64(0)))
+        noise = graph.constant(np.array(scaling.noise, np.float64)[None])
+        outputs["variance"] = (graph.op("Add", zero, noise), DOUBLE, [count])
+    return outputs
+
+
+def _has_variances(student: Exportable) -> bool:
+    return getattr(inner(student.member), "output", "mean") in MEAN_AND
+
+
+def _classes(graph: Graph, logits: str, prepared: Prepared, student: Exportable) -> Outputs:
+    probabilities = _probabilities("Softmax", graph, logits, prepared, student)
+    names, kind = labels_of(student.labels)
+    best = graph.op("ArgMax", logits, axis=1, keepdims=0)
+    label = graph.op("Gather", graph.constant(names, np.int64 if kind == INT64 else object), best, axis=0)
+    return {
+        "label": (label, kind, []),
+        "probabilities": (probabilities, FLOAT, [len(student.classes)]),
+    }
 
 
 def labels_of(labels: Sequence[Any]) -> tuple[list[Any], int]:

@@ -53,6 +53,7 @@ class Graph:
         self._constants: list[onnx.TensorProto] = []
         self._functions: list[onnx.FunctionProto] = []
         self._domains = {"": opset, ML: ML_OPSET}
+        self.reserved = frozenset(taken)
         self._taken, self._parts = set(taken), 0
 
     def input(self, name: str, dtype: str, shape: Sequence[int | str]) -> str:

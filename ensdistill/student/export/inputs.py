@@ -24,7 +24,6 @@ from ensdistill.student.export.pixels import resized
 from ensdistill.student.export.transformers import transform
 from ensdistill.student.export.values import Column, Values, numbers
 
-RESERVED = ("label", "probabilities")
 SIDES = ("height", "width")
 
 
@@ -141,7 +140,7 @@ def _table(graph: Graph, preprocess: Transformer | None, frame: Any, form: Mappi
         texts = types[name] in ("text", "category")
         if types[name] in ("time", "duration"):
             raise ValueError(f"column {name!r}: ONNX can't express a {types[name]}: make numbers of it")
-        own = name if name and name not in RESERVED else f"column {number}"
+        own = name if name and name not in graph.reserved else f"column {number}"
         tensor = graph.input(own, "string" if texts else "float64", [1])
         empty = "(empty text)" if texts else None
         columns.append(Column(name, tensor, texts, empty=empty))

@@ -23,7 +23,8 @@ def figures(
     *,
     calls: int = 100,
 ) -> dict[str, Any]:
-    """Accuracy, NLL, bytes and latency of a student's ONNX file.
+    """Accuracy, NLL, bytes and latency of a student's ONNX file; of a regression RMSE in place of the
+    accuracy.
 
     Parameters
     ----------
@@ -31,7 +32,7 @@ def figures(
         See :class:`ensdistill.student.export.OnnxStudent`.
     samples : frame, array, list of texts or images, or mapping
     labels : sequence
-        Labels as the data have them.
+        Labels as the data have them; of other tasks in the form of :mod:`ensdistill.data.tasks`.
     calls : int
         Timed calls of onnxruntime for each size of a batch, after ten that are not timed.
 
@@ -40,6 +41,8 @@ def figures(
     dict
         ``accuracy`` (share), ``nll`` (nats), ``rows``, ``bytes``, and ``latency``: for batches of 1 and of
         256 rows ``{"p50": ms, "p95": ms}`` of onnxruntime's own call, in one thread. Fewer rows are repeated.
+        Of several labels the accuracy is the share of known labels that are right, the NLL the sum of a row's
+        labels. Of a regression ``rmse`` in the data's units, and ``nll`` where there are variances.
 
     Raises
     ------
@@ -50,20 +53,52 @@ def figures(
     found, probabilities = student.run(samples)
     if len(labels) != len(found) or not len(found):
         raise ValueError(f"labels: expected one for each of the {len(found)} rows; got {len(labels)}")
+    tensors = student.tensors(student.alike(samples))
+    measured = {
+        "rows": len(found),
+        "bytes": student.bytes,
+        "latency": {size: _latency(student, tensors, size, calls) for size in BATCHES},
+    }
+    if student.task == "multilabel":
+        return {**_of_labels(found, probabilities, np.asarray(labels)), **measured}
+    if student.task == "regression":
+        return {**_of_numbers(found, probabilities, np.asarray(labels, np.float64)), **measured}
     places = {str(label): place for place, label in enumerate(student.about["labels"])}
     unknown = [label for label in labels if _name(label) not in places]
     if unknown:
         raise ValueError(f"labels: expected {student.about['labels']}; got {np.asarray(unknown[0]).item()!r}")
     truth = np.array([places[_name(label)] for label in labels])
     chosen = probabilities[np.arange(len(truth)), truth].astype(np.float64)
-    tensors = student.tensors(student.alike(samples))
     return {
         "accuracy": float(np.mean([_name(a) == _name(b) for a, b in zip(found, labels, strict=True)])),
         "nll": float(-np.log(np.maximum(chosen, np.finfo(np.float32).tiny)).mean()),
-        "rows": len(truth),
-        "bytes": student.bytes,
-        "latency": {size: _latency(student, tensors, size, calls) for size in BATCHES},
+        **measured,
     }
+
+
+def _of_labels(found: np.ndarray, probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    if labels.shape != found.shape:
+        raise ValueError(f"labels: expected {list(found.shape)}; got {list(labels.shape)}")
+    known, p = labels >= 0, probabilities.astype(np.float64)
+    chosen = np.maximum(np.where(labels == 1, p, 1 - p), np.finfo(np.float32).tiny)
+    rows = max(int(known.any(1).sum()), 1)
+    return {
+        "accuracy": float((found == labels)[known].mean()) if known.any() else math.nan,
+        "nll": float(-np.log(chosen)[known].sum() / rows),
+    }
+
+
+def _of_numbers(mean: np.ndarray, variance: np.ndarray | None, labels: np.ndarray) -> dict[str, float]:
+    if labels.shape != mean.shape:
+        raise ValueError(f"labels: expected {list(mean.shape)}; got {list(labels.shape)}")
+    known = ~np.isnan(labels).any(1)
+    errors = (labels - mean)[known]
+    measured = {"rmse": float(np.sqrt(np.square(errors).mean()))}
+    if variance is not None:
+        own = variance[known]
+        each = np.log(2 * np.pi * own) + np.square(errors) / own
+        measured["nll"] = float(0.5 * each.sum(1).mean())
+    return measured
 
 
 def _name(label: Any) -> str:

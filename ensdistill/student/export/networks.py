@@ -43,7 +43,8 @@ class MeanOfEmbeddings(nn.Module):
 
 
 class Logits(nn.Module):
-    """A member's logits [N, C], in its own order of classes, of the batch that its preprocess returned.
+    """A member's logits [N, C], in its own order of classes, of the batch that its preprocess returned; of a
+    regressor means and variances side by side, in float64.
 
     Parameters
     ----------
@@ -61,7 +62,7 @@ class Logits(nn.Module):
         self.before, self.pixels = None if before is None else copy.deepcopy(before).cpu(), pixels
         self._call = copy.copy(member)
         self._call.module = self.module
-        self._reading = member._reading or "logits"
+        self._reading, self._task = member._reading or "logits", member.task
         self._columns = None if member._columns is None else member._columns.tolist()
         self._dtype, self._ids = floating_type(member.module), bool(tables(member.module))
         self.eval()
@@ -72,8 +73,14 @@ class Logits(nn.Module):
             inputs = self.before(**x) if isinstance(x, dict) else self.before(x)
         fields = {"": inputs} if isinstance(inputs, Tensor) else inputs
         given = {name: self._cast(part, name != "") for name, part in fields.items()}
-        outputs = self._call._forward(given if isinstance(inputs, dict) else given[""]).float()
-        if self._reading == "margin":
+        outputs = self._call._forward(given if isinstance(inputs, dict) else given[""])
+        if self._task == "regression":
+            return self._moments(outputs.double())
+        outputs = outputs.float()
+        if self._task == "multilabel" and self._reading == "probabilities":
+            p = outputs.double()
+            outputs = (torch.log(p + SMOOTHING) - torch.log1p(SMOOTHING - p)).float()
+        elif self._reading == "margin":
             margin = outputs.reshape(len(outputs), 1)
             outputs = torch.cat([-margin / 2, margin / 2], 1)
         elif self._reading == "probabilities":
@@ -82,6 +89,14 @@ class Logits(nn.Module):
                 outputs = torch.cat([1 - second, second], 1)
             outputs = torch.log(outputs.double() + SMOOTHING).float()
         return outputs if self._columns is None else outputs[:, self._columns]
+
+    def _moments(self, outputs: Tensor) -> Tensor:
+        """Means [N, D] in the data's units, and where there are any the variances after them."""
+        outputs = outputs.unsqueeze(1) if outputs.ndim == 1 else outputs
+        if self._reading != "mean_and_log_variance":
+            return outputs
+        mean, log_variance = outputs.chunk(2, dim=1)
+        return torch.cat([mean, log_variance.exp()], 1)
 
     def _cast(self, x: Tensor, named: bool) -> Tensor:
         """In the dtype that the member gives to its module: see `ensdistill.teachers.members.dtypes`."""

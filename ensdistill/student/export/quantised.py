@@ -12,18 +12,23 @@ from typing import Any
 import numpy as np
 import onnx
 
-from ensdistill.student.export.running import OnnxStudent
+from ensdistill.student.export.running import OnnxStudent, values_of
 
 CALIBRATED_ROWS = 512
 
 
 def quantised(
-    model: onnx.ModelProto, samples: Any, expected: np.ndarray, files: Mapping[str, bytes]
+    model: onnx.ModelProto,
+    samples: Any,
+    expected: np.ndarray,
+    files: Mapping[str, bytes],
+    unit: np.ndarray | float = 1.0,
 ) -> onnx.ModelProto:
     """The model with int8 weights, by onnxruntime.
 
     Activations are quantised at each call (dynamic), or by scales that the given rows decide (static):
-    whichever has the smaller Kullback-Leibler divergence from ``expected`` on these rows. Convolutions are
+    whichever has the smaller Kullback-Leibler divergence from ``expected`` on these rows (of a regression the
+    smaller mean square, in ``unit``). Convolutions are
     static, because onnxruntime runs dynamic ones several times slower than those in float32.
 
     Raises
@@ -45,7 +50,7 @@ def quantised(
     found = [_static(plain.model, layers, samples, files)]
     if all(node.op_type != "Conv" for node in layers):
         found.append(_dynamic(plain.model, layers))
-    return min(found, key=lambda made: _divergence(made, samples, expected, files))
+    return min(found, key=lambda made: _divergence(made, samples, expected, files, unit))
 
 
 def _dynamic(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> onnx.ModelProto:
@@ -124,8 +129,17 @@ def _made(model: onnx.ModelProto, quantise: Any) -> onnx.ModelProto:
 
 
 def _divergence(
-    model: onnx.ModelProto, samples: Any, expected: np.ndarray, files: Mapping[str, bytes]
+    model: onnx.ModelProto,
+    samples: Any,
+    expected: np.ndarray,
+    files: Mapping[str, bytes],
+    unit: np.ndarray | float,
 ) -> float:
-    _, found = OnnxStudent(model.SerializeToString(), files).run(samples)
+    student = OnnxStudent(model.SerializeToString(), files)
+    found = values_of(student.run(samples), student.task)
+    if student.task == "regression":
+        return float(np.square((found - expected) / unit).mean())
+    if student.task == "multilabel":
+        expected, found = (np.stack([1 - x, x], -1).reshape(-1, 2) for x in (expected, found))
     p, q = (np.maximum(x.astype(np.float64), 1e-12) for x in (expected, found))
     return float((p * np.log(p / q)).sum(1).mean())

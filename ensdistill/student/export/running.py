@@ -12,7 +12,10 @@ import numpy as np
 from ensdistill.data import BadRows
 from ensdistill.data.batches.tables import is_gap
 
-FORMAT = 1
+FORMATS = {"classification": 1, "multilabel": 2, "regression": 2}  # earlier versions read 1 alone
+FORMAT = max(FORMATS.values())
+OUTPUTS = {"classification": ("label", "probabilities"), "multilabel": ("labels", "probabilities")}
+MOMENTS = ("mean", "variance")  # of a regression; the second where the student has one
 KEY = "ensdistill"
 BATCH = 8192
 
@@ -68,13 +71,18 @@ class OnnxStudent:
                 f"{self.about['format']}); this version reads format {FORMAT}: pip install --upgrade "
                 "ensdistill"
             )
-        self.classes = tuple(self.about["classes"])
+        self.classes, self.task = tuple(self.about["classes"]), self.about.get("task", "classification")
+        own = {output.name for output in self._session.get_outputs()}
+        self.outputs = OUTPUTS.get(self.task, tuple(name for name in MOMENTS if name in own))
         self.bytes = len(blob)
         folder = None if isinstance(source, bytes) else Path(source).parent
         self.tensors = feed_of(self.about, files, folder)
 
-    def run(self, samples: Any) -> tuple[np.ndarray, np.ndarray]:
+    def run(self, samples: Any) -> tuple[Any, Any]:
         """Labels [N] as the data had them, and probabilities float32 [N, C].
+
+        Of several labels int64 [N, C], 1 for those at their thresholds, and the probability of each. Of a
+        regression means, float64 [N, D], and variances, or None where the file has none.
 
         Raises
         ------
@@ -82,12 +90,17 @@ class OnnxStudent:
             Samples unlike those of the training, or a row that the student's preprocess refuses.
         """
         if _count(samples) == 0:
-            return np.array(self.about["labels"])[:0], np.zeros((0, len(self.classes)), np.float32)
+            empty = np.zeros((0, len(self.classes)), np.float32)
+            if self.task == "classification":
+                return np.array(self.about["labels"])[:0], empty
+            return (
+                (empty.astype(np.int64), empty) if self.task == "multilabel" else (empty.astype(float), None)
+            )
         if self.about["kind"] == "images":
-            label, probabilities = self._of_images(samples)
+            found = self._of_images(samples)
         else:
-            label, probabilities = self._in_parts(self.tensors(samples))
-        wrong = np.flatnonzero(np.isnan(probabilities).any(1))
+            found = self._in_parts(self.tensors(samples))
+        wrong = np.flatnonzero(np.isnan(found[-1]).any(1))
         if len(wrong):
             raise BadRows(
                 f"samples: the student's preprocess refuses row {wrong[0]} ({len(wrong)} such rows): it has "
@@ -95,9 +108,11 @@ class OnnxStudent:
                 "never seen",
                 wrong,
             )
-        return self._own(label), probabilities
+        if self.task == "regression":
+            return found[0], found[1] if len(found) > 1 else None
+        return (self._own(found[0]) if self.task == "classification" else found[0]), found[1]
 
-    def _of_images(self, samples: Any) -> tuple[np.ndarray, np.ndarray]:
+    def _of_images(self, samples: Any) -> tuple[np.ndarray, ...]:
         """Images of one size together."""
         arrays = [np.asarray(image) for image in samples]
         shapes = [array.shape for array in arrays]
@@ -110,14 +125,12 @@ class OnnxStudent:
                 error.add_note(f"(images {places[:5]})")
                 raise
         back = np.argsort(np.concatenate([np.array(places) for places in order]), kind="stable")
-        label, probabilities = (np.concatenate(parts)[back] for parts in zip(*found, strict=True))
-        return label, probabilities
+        return tuple(np.concatenate(parts)[back] for parts in zip(*found, strict=True))
 
-    def _in_parts(self, tensors: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    def _in_parts(self, tensors: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
         count = len(next(iter(tensors.values())))
         parts = [self.call({n: x[i : i + BATCH] for n, x in tensors.items()}) for i in range(0, count, BATCH)]
-        label, probabilities = (np.concatenate(one) for one in zip(*parts, strict=True))
-        return label, probabilities
+        return tuple(np.concatenate(one) for one in zip(*parts, strict=True))
 
     def alike(self, samples: Any) -> Any:
         """The samples that make one batch: of images those of the first one's size."""
@@ -126,10 +139,9 @@ class OnnxStudent:
         shapes = [np.asarray(image).shape for image in samples]
         return [image for image, shape in zip(samples, shapes, strict=True) if shape == shapes[0]]
 
-    def call(self, tensors: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """The graph's own labels and probabilities for its inputs."""
-        label, probabilities = self._session.run(["label", "probabilities"], tensors)
-        return label, probabilities
+    def call(self, tensors: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+        """The graph's own outputs for its inputs: labels and probabilities, or means and variances."""
+        return tuple(self._session.run(list(self.outputs), tensors))
 
     def _own(self, labels: np.ndarray) -> np.ndarray:
         """The data's own labels for those of the graph, which are integers or texts."""
@@ -141,10 +153,19 @@ class OnnxStudent:
         return np.array(values, None if len({type(label) for label in own}) == 1 else object)
 
 
+def values_of(found: tuple[Any, Any], task: str) -> np.ndarray:
+    """The result of :meth:`OnnxStudent.run` as numbers side by side: probabilities [N, C], or means [N, D]
+    and the variances after them."""
+    if task != "regression":
+        return np.asarray(found[1])
+    return found[0] if found[1] is None else np.concatenate(found, axis=1)
+
+
 def run_onnx(
     source: Path | str | bytes, samples: Any, files: Mapping[str, bytes] | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Labels [N] as the data had them, and probabilities float32 [N, C], of a student's ONNX file.
+) -> tuple[Any, Any]:
+    """Labels [N] as the data had them, and probabilities float32 [N, C], of a student's ONNX file; see
+    :meth:`OnnxStudent.run` for other tasks.
 
     Parameters
     ----------

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from ensdistill.cache import TargetCache
 from ensdistill.data import Rows
 from ensdistill.loss.modules import DistillationLoss
+from ensdistill.loss.regression import RegressionSettings
+from ensdistill.loss.settings import LossSettings, check_trained, settings_of
 from ensdistill.student.methods.protocol import StudentLoss, code_and_values
 
 if TYPE_CHECKING:
@@ -39,6 +42,35 @@ class PlainLoss(StudentLoss):
     def fingerprint(self) -> Any:
         own = getattr(self.function, "fingerprint", None)
         return own() if callable(own) else code_and_values(self.function)
+
+
+def given_loss(loss: Any, keywords: dict[str, Any]) -> LossSettings | RegressionSettings | StudentLoss:
+    """The ``loss`` of a trainer, given as settings, as their keywords, by the name of a regression's error,
+    or as a callable.
+
+    Raises
+    ------
+    TypeError
+        Both, an unknown keyword, or none of these.
+    ValueError
+        A setting out of its range.
+    """
+    if loss is None or isinstance(loss, LossSettings):
+        settings = settings_of(loss, dict(keywords), "loss")
+        check_trained("loss", settings)
+        return settings
+    if isinstance(loss, str):
+        known = [field.name for field in fields(RegressionSettings)][1:]
+        if strange := [name for name in keywords if name not in known]:
+            raise TypeError(f"{strange[0]}: expected one of {', '.join(known)} beside loss={loss!r}")
+        return RegressionSettings(loss, **keywords)  # type: ignore[arg-type]
+    own = loss if isinstance(loss, RegressionSettings) else as_student_loss(loss)
+    if keywords:
+        name = type(own).__name__ if isinstance(own, RegressionSettings) else name_of(own)
+        raise TypeError(
+            f"loss: expected either a loss or keywords of LossSettings; got {name} and {', '.join(keywords)}"
+        )
+    return own
 
 
 def as_student_loss(loss: Any) -> StudentLoss:

@@ -40,12 +40,14 @@ class StudentLoss(Protocol):
         Parameters
         ----------
         outputs : Tensor [B, C], float32
-            The student's logits, with a gradient.
+            The student's logits, with a gradient; of a regression [B, D] or [B, 2 D], in standardised units.
         targets : one of :mod:`ensdistill.loss.targets`, or None
             The cache's rows, as stored; ``to_logits()`` returns [K, B, C] (K = 1 where the cache holds the
-            mixture only). None where the student is trained on labels alone.
+            mixture only). Of a regression they are ``Moments``, in standardised units. None where the
+            student is trained on labels alone.
         labels : Tensor [B], int64
-            -100 where the label is unknown.
+            -100 where the label is unknown. Of multi-label rows int8 [B, C], -1 where unknown; of a
+            regression float32 [B, D], in standardised units, NaN where unknown.
         batch : Batch
             The inputs, the uids, the number of the step, and the factor for means over labelled rows under
             torchrun.

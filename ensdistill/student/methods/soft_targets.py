@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,6 +41,7 @@ class SoftTargets(StudentLoss):
     0.9
     """
 
+    task = "classification"
     takes_mixture = True
 
     def __init__(
@@ -62,11 +64,7 @@ class SoftTargets(StudentLoss):
         impl: Impl = "fused",
     ) -> SoftTargets:
         """The loss against one member of a cache, or with ``member=None`` against the members' mixture."""
-        if member is None:
-            return cls(settings, impl=impl)
-        if member not in cache.names:
-            raise ValueError(f"member: expected one of {', '.join(cache.names)}; got {member!r}")
-        weights = torch.tensor([float(name == member) for name in cache.names], dtype=torch.float64)
+        weights = None if member is None else weights_of_member(cache, member)
         return cls(settings, weights, member, impl=impl)
 
     def __call__(self, outputs: Tensor, targets: Targets, labels: Tensor, batch: Batch) -> Tensor:
@@ -90,6 +88,17 @@ class SoftTargets(StudentLoss):
             class_weights=None
             if factor is None
             else torch.full((outputs.shape[1],), factor, dtype=torch.float64),
+            impl=self.impl,
+        )
+
+    def each(self, outputs: Tensor, targets: Targets, labels: Tensor) -> Tensor:
+        """The loss of each row [B], all of which have labels where these have a share."""
+        return distillation_loss(
+            outputs,
+            targets,
+            None if self.settings.alpha == 1 else labels,
+            settings=replace(self.settings, reduction="none"),
+            weights=self.weights,
             impl=self.impl,
         )
 
@@ -122,18 +131,13 @@ class SoftTargets(StudentLoss):
 
     def _check_source(self, source: TargetCache | TargetSource) -> None:
         temperature, made_at = self.settings.temperature, source.temperature
-        path = getattr(source, "path", None)
-        name = type(source).__name__ if path is None else f"the cache {path}"
+        name = name_of_source(source)
         if made_at is not None and made_at != temperature:
             raise ValueError(
                 f"temperature: {temperature}, but {name} holds the mixture at {made_at} only; set "
                 f"temperature={made_at}, or build the cache again without mixture_at, or with another"
             )
-        if made_at is not None and self.member is not None:
-            raise ValueError(
-                f"member: {self.member!r} is not in {name}: it holds the members' mixture only; "
-                "build it again without mixture_at"
-            )
+        check_member(self.member, source)
         combiner = self.settings.combiner
         if made_at is not None and combiner not in (None, source.combiner):
             raise ValueError(
@@ -146,3 +150,25 @@ class SoftTargets(StudentLoss):
                 f"{source.max_temperature:g} only; build it again with max_temperature={temperature}, or "
                 "with codec='fp32'"
             )
+
+
+def weights_of_member(source: TargetCache | TargetSource, member: str) -> Tensor:
+    """The weights, float64 [K], that select one member of a source."""
+    if member not in source.names:
+        raise ValueError(f"member: expected one of {', '.join(source.names)}; got {member!r}")
+    return torch.tensor([float(name == member) for name in source.names], dtype=torch.float64)
+
+
+def check_member(member: str | None, source: TargetCache | TargetSource) -> None:
+    """Raise ValueError for a member of a source that holds the mixture alone."""
+    if member is not None and source.temperature is not None:
+        raise ValueError(
+            f"member: {member!r} is not in {name_of_source(source)}: it holds the members' mixture only; "
+            "build it again without mixture_at"
+        )
+
+
+def name_of_source(source: TargetCache | TargetSource) -> str:
+    """The name of a source of targets in a message."""
+    path = getattr(source, "path", None)
+    return type(source).__name__ if path is None else f"the cache {path}"

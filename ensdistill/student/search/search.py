@@ -18,6 +18,7 @@ from ensdistill.cache import TargetCache
 from ensdistill.common.fingerprint import digest
 from ensdistill.common.progress import Progress
 from ensdistill.common.random import derive_seed
+from ensdistill.common.tasks import task_of
 from ensdistill.data import Rows
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.student.search.choosing import chosen_of
@@ -107,6 +108,11 @@ def search_student(
     """
     if settings is not None and keywords:
         raise TypeError(f"settings: expected either settings or {', '.join(keywords)}; got both")
+    if (task := task_of(cache)) != "classification":
+        raise ValueError(
+            f"cache: expected one of the task classification, the only one that a search takes; got {task}: "
+            "name the student's model, and train it by StudentTrainer.distill"
+        )
     own = settings or SearchSettings(**keywords)
     if own.keep is None and not own.limits:
         own = replace(own, keep=KEEP)

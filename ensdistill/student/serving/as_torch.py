@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from ensdistill.common.files import atomic_path
+from ensdistill.common.tasks import Task
 from ensdistill.data.samples import as_samples, whole
+from ensdistill.student.export.exporting import outputs_of
 from ensdistill.student.export.networks import Logits
-from ensdistill.student.serving.base import softmax
+from ensdistill.student.serving.base import sigmoid, softmax
 from ensdistill.student.serving.student import Student, description
 from ensdistill.teachers.members import Preprocessed, TorchMember
 from ensdistill.teachers.members.preprocessed import rows_for
@@ -32,9 +34,11 @@ class TorchExported:
     Parameters
     ----------
     program : torch.export.ExportedProgram
-        From the preprocessed batch (its first axis is free) to logits [N, C], divided by the temperature.
+        From the preprocessed batch (its first axis is free) to logits [N, C], divided by the temperature. Of
+        a regression to means [N, D] in the data's units, or to [N, 2 D], with the calibrated variances.
     largest_difference : float
-        The largest absolute difference of a probability from the student's own, on the given rows.
+        The largest absolute difference of a probability from the student's own, on the given rows; of a
+        regression see :class:`ensdistill.student.export.Exported`.
     rows : int
         These rows.
     content : dict
@@ -57,15 +61,27 @@ class TorchExported:
 
 
 class Scaled(nn.Module):
-    """Logits divided by a temperature."""
+    """Logits divided by a temperature; or means, and variances that are calibrated."""
 
-    def __init__(self, logits: Logits, temperature: float) -> None:
+    noise: Tensor
+
+    def __init__(self, logits: Logits, student: Student) -> None:
         super().__init__()
-        self.logits, self.temperature = logits, temperature
+        self.logits, self.scaling, self.count = logits, student.scaling, len(student.classes)
+        self.regression = student.task == "regression"
+        noise = [] if student.scaling.noise is None else student.scaling.noise
+        self.register_buffer("noise", torch.tensor(noise, dtype=torch.float64))
 
     def forward(self, inputs: Any) -> Tensor:
-        result: Tensor = self.logits(inputs) / self.temperature
-        return result
+        outputs: Tensor = self.logits(inputs)
+        if not self.regression:
+            return outputs / self.scaling.temperature
+        mean, variance = outputs[:, : self.count], outputs[:, self.count :]
+        if outputs.shape[1] > self.count:
+            return torch.cat([mean, variance * self.scaling.variance_factor], 1)
+        if self.scaling.noise is None:
+            return mean
+        return torch.cat([mean, torch.zeros_like(mean) + self.noise], 1)
 
 
 def to_torch(student: Student, samples: Any) -> TorchExported:
@@ -92,13 +108,13 @@ def to_torch(student: Student, samples: Any) -> TorchExported:
             f"student: torch.export takes a torch module; the student is a {type(own).__name__}: export with "
             "--to safetensors, which keeps its own format"
         )
-    expected = student.predict_proba(batch)  # also shows how the module's outputs are to be read
+    expected, unit = outputs_of(student, batch)  # also shows how the module's outputs are to be read
     prepared = member.prepared(batch) if isinstance(member, Preprocessed) else rows_for(member, batch)
     tensors = as_tensors(prepared)
     rows = torch.export.Dim("rows", min=1)
     few = _map(tensors, lambda part: part[:2])
     shapes: Any = {name: {0: rows} for name in tensors} if isinstance(tensors, dict) else {0: rows}
-    module = Scaled(Logits(own), student.temperature).eval()
+    module = Scaled(Logits(own), student).eval()
     try:
         with torch.no_grad():
             program = torch.export.export(module, (few,), dynamic_shapes=(shapes,))
@@ -107,10 +123,10 @@ def to_torch(student: Student, samples: Any) -> TorchExported:
             f"student: torch.export can't trace {type(own.module).__name__} ({str(error).splitlines()[0]}): "
             "export with --to safetensors, which keeps the module as it is"
         ) from error
-    difference = _difference(program, tensors, expected)
+    difference = _difference(program, tensors, expected, unit, student.task)
     if not difference <= TOLERANCE:
         raise ValueError(
-            f"export: the program's probabilities differ from the student's by {difference:.2g}, beyond "
+            f"export: the program's predictions differ from the student's by {difference:.2g}, beyond "
             f"{TOLERANCE:g}: export with --to safetensors"
         )
     content = {
@@ -145,12 +161,13 @@ def _map(tensors: Any, change: Any) -> Any:
     return change(tensors)
 
 
-def _difference(program: Any, tensors: Any, expected: np.ndarray) -> float:
+def _difference(program: Any, tensors: Any, expected: np.ndarray, unit: Any, task: Task) -> float:
     """Of all rows at once, and of one row by itself."""
+    read: Any = {"classification": softmax, "multilabel": sigmoid, "regression": np.asarray}[task]
     run = program.module()
     differences = []
     for part in (slice(None), slice(0, 1)):
         with torch.no_grad():
             logits = run(_map(tensors, lambda values, part=part: values[part])).numpy()
-        differences.append(np.abs(softmax(logits) - expected[part]).max())
+        differences.append((np.abs(read(logits) - expected[part]) / unit).max())
     return float(max(differences))

@@ -9,6 +9,8 @@ import numpy as np
 
 from ensdistill.student.export.running import OnnxStudent
 from ensdistill.student.serving.base import Predictor
+from ensdistill.student.serving.student import settings_of
+from ensdistill.teachers.members.moments import Moments
 
 
 class OnnxPredictor(Predictor):
@@ -32,10 +34,25 @@ class OnnxPredictor(Predictor):
     def __init__(self, path: Path | str) -> None:
         self._runner = OnnxStudent(Path(path))
         meta = self._runner.about
-        # The graph divides its logits by the temperature itself.
-        super().__init__(meta["classes"], meta["labels"], meta["samples"], meta["temperature"], meta["about"])
+        # The graph divides its logits by the temperature itself, and calibrates variances.
+        super().__init__(**settings_of(meta))
         self.bytes = self._runner.bytes
 
     def _logits(self, batch: Any) -> np.ndarray:
-        probabilities = self._runner.run(batch)[1]
-        return np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
+        p = self._runner.run(batch)[1]
+        tiny = np.finfo(np.float32).tiny
+        if self.task == "multilabel":
+            exact = p.astype(np.float64)
+            logits: np.ndarray = np.log(np.maximum(exact, tiny)) - np.log(np.maximum(1 - exact, tiny))
+            return logits.astype(np.float32)
+        return np.log(np.maximum(p, tiny))
+
+    def predict(self, samples: Any) -> np.ndarray:
+        """As of every student; labels at their thresholds are those of the graph."""
+        if self.task != "multilabel":
+            return super().predict(samples)
+        found = self._in_parts(samples, lambda batch: self._runner.run(batch)[0])
+        return np.concatenate(found).astype(np.int8)
+
+    def _moments(self, batch: Any) -> Moments:
+        return Moments(*self._runner.run(batch))

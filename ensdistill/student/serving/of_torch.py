@@ -15,7 +15,8 @@ import torch
 
 from ensdistill.data.preprocess import Preprocess, load_preprocess
 from ensdistill.student.serving.base import Predictor
-from ensdistill.student.serving.student import KEYS, check_format
+from ensdistill.student.serving.student import check_format, settings_of
+from ensdistill.teachers.members.moments import Moments
 
 CONTENT = "ensdistill.json"
 LOADER = "torch.export.load"
@@ -48,11 +49,15 @@ class ProgramPredictor(Predictor):
                 f"path: {path}: reading a .pt2 file can run code that is in it, because {LOADER} unpickles. "
                 f"If you made it or know it, pass trusted=[{LOADER!r}] (on the command line --trust {LOADER})"
             )
-        super().__init__(**{key: about[key] for key in KEYS})
+        super().__init__(**settings_of(about))
         self._run: Any = torch.export.load(path).module()
         self._dtypes: Any = content["dtypes"]
         self._preprocess = _preprocess(content["preprocess"], trusted)
         self.bytes = path.stat().st_size
+
+    def _moments(self, batch: Any) -> Moments:
+        values, count = self._logits(batch), len(self.classes)
+        return Moments(values[:, :count], values[:, count:] if values.shape[1] > count else None)
 
     def _logits(self, batch: Any) -> np.ndarray:
         prepared = batch if self._preprocess is None else self._preprocess(batch)

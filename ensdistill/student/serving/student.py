@@ -10,13 +10,16 @@ import numpy as np
 
 import ensdistill
 from ensdistill.common.files import read_json, write_json
+from ensdistill.common.tasks import Task, task_of
 from ensdistill.data import BadRows
 from ensdistill.student.serving.base import Described, Predictor
 from ensdistill.teachers.members import Member, load_member
 from ensdistill.teachers.members.base import align, arranged
+from ensdistill.teachers.members.moments import Moments, moments_of
 from ensdistill.teachers.members.preprocessed import rows_for
 
-FORMAT = 1
+# Earlier versions read format 1 alone, and refuse the students of other tasks.
+FORMATS: dict[Task, int] = {"classification": 1, "multilabel": 2, "regression": 2}
 FILE = "student.json"
 KEYS = ("classes", "labels", "samples", "temperature", "about")
 
@@ -28,13 +31,13 @@ class Student(Predictor):
     ----------
     member : Member
         Takes raw samples, as that of :meth:`ensdistill.student.training.Trained.member` does.
-    classes, labels, samples, temperature, about
+    classes, labels, samples, temperature, about, **settings
         See :class:`ensdistill.student.serving.base.Described`.
 
     Raises
     ------
     ValueError
-        The member has other classes, or one of the arguments is not as described.
+        The member has other classes or another task, or one of the arguments is not as described.
 
     Examples
     --------
@@ -56,8 +59,12 @@ class Student(Predictor):
         samples: Mapping[str, Any],
         temperature: float = 1.0,
         about: Mapping[str, Any] | None = None,
+        **settings: Any,
     ) -> None:
-        super().__init__(classes, labels, samples, temperature, about)
+        task = task_of(member)
+        if settings.setdefault("task", task) != task:
+            raise ValueError(f"task: expected {task}, that of the member; got {settings['task']}")
+        super().__init__(classes, labels, samples, temperature, about, **settings)
         self.member = member
         # A member that names its classes may have them in another order.
         self._columns = None if member.classes is None else align("student", member.classes, self.classes)[1]
@@ -82,7 +89,18 @@ class Student(Predictor):
                 f"student: expected numbers; row {rows[0]} has NaN among its logits ({len(rows)} such rows)",
                 rows,
             )
-        return logits if self.temperature == 1 else (logits / self.temperature).astype(np.float32)
+        return self.scaling.logits(logits).astype(np.float32)
+
+    def _moments(self, batch: Any) -> Moments:
+        mean, variance = moments_of(self.member, rows_for(self.member, batch))
+        if self._columns is not None:
+            mean, variance = (
+                mean[:, self._columns],
+                None if variance is None else variance[:, self._columns],
+            )
+        if mean.shape[1] != len(self.classes):
+            raise ValueError(f"student: expected means [N, {len(self.classes)}]; got {list(mean.shape)}")
+        return self.scaling.moments(Moments(mean, variance))
 
     def save(self, folder: Path | str) -> None:
         """Write the member's files and, last, ``student.json``. Nothing is pickled.
@@ -124,20 +142,27 @@ class Student(Predictor):
                 "`ensdistill run` writes it again; otherwise export or save the student again"
             ) from None
         about = check_format(content, folder / FILE)
-        return cls(load_member(folder, trusted), **{key: about[key] for key in KEYS})
+        return cls(load_member(folder, trusted), **settings_of(about))
 
 
 def description(student: Described) -> dict[str, Any]:
     """The content of ``student.json``, by which any version finds out whether it can read the rest."""
     return {
-        "format": FORMAT,
+        "format": FORMATS[student.task],
         "version": ensdistill.__version__,
         "classes": list(student.classes),
         "labels": list(student.labels),
         "samples": student.samples,
         "temperature": student.temperature,
         "about": student.about,
+        **student.settings(),
     }
+
+
+def settings_of(about: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of :class:`Described` from a student's description."""
+    more = ("task", "thresholds", "variance_factor", "noise")
+    return {key: about[key] for key in (*KEYS, *more) if key in about}
 
 
 def check_format(about: Any, file: Path) -> dict[str, Any]:
@@ -146,10 +171,11 @@ def check_format(about: Any, file: Path) -> dict[str, Any]:
         raise ValueError(f"{file.parent}: expected a saved student; there is no {file.name}")
     if not isinstance(about, dict) or not isinstance(about.get("format"), int):
         raise ValueError(f"{file}: expected the description of a student; got something else")
-    if about["format"] > FORMAT:
+    if about["format"] > max(FORMATS.values()):
         raise ValueError(
             f"{file}: was written by ensdistill {about.get('version')} (format {about['format']}); this is "
-            f"version {ensdistill.__version__}, which reads format {FORMAT}: pip install --upgrade ensdistill"
+            f"version {ensdistill.__version__}, which reads format {max(FORMATS.values())}: pip install "
+            "--upgrade ensdistill"
         )
     if missing := [key for key in KEYS if key not in about]:
         raise ValueError(f"{file}: expected {', '.join(KEYS)}; {missing[0]} is missing")

@@ -9,24 +9,27 @@ from typing import Any
 import numpy as np
 from scipy.special import log_softmax, xlogy
 
+from ensdistill.common.tasks import Task
+from ensdistill.student.comparisons import OF_ENSEMBLE
 from ensdistill.student.trees.objective import Objective
-from ensdistill.student.validation import OF_ENSEMBLE, Validation
+from ensdistill.student.validation import Validation
 
 TIE = 1e-9  # of a nat: rows that agree come first, and of equals the least KL
 DEFAULT_VALIDATION = Validation(rows=0.1, patience=50)
 
 
-def check_validation(settings: Validation) -> None:
+def check_validation(settings: Validation, task: Task = "classification") -> None:
     """Raise ValueError for settings that the validation of an estimator does not have."""
     if settings.every is not None:
         raise ValueError(
             "validation.every: expected none for an estimator, of which every round is evaluated; got "
             f"{settings.every}"
         )
-    if settings.metric not in (None, *OF_ENSEMBLE):
+    metrics = OF_ENSEMBLE[task][:1] if task == "regression" else OF_ENSEMBLE[task]  # means have no KL
+    if settings.metric not in (None, *metrics):
         raise ValueError(
-            f"validation.metric: expected one of {', '.join(OF_ENSEMBLE)} for an estimator, which is "
-            f"compared with the ensemble; got {settings.metric!r}"
+            f"validation.metric: expected one of {', '.join(metrics)} for an estimator, which is compared "
+            f"with the ensemble; got {settings.metric!r}"
         )
 
 

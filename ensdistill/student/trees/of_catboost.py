@@ -99,11 +99,16 @@ def _every_class(
     )
 
 
+def with_columns(features: np.ndarray, columns: Any) -> Any:
+    """The features, with CatBoost's categories where it has any."""
+    return with_categories(features, columns) if columns else features
+
+
 def _pool(features: Any, columns: Any, labels: Any = None, weights: Any = None) -> Any:
     from catboost import Pool
 
-    if isinstance(features, np.ndarray) and columns:
-        features = with_categories(features, columns)
+    if isinstance(features, np.ndarray):
+        features = with_columns(features, columns)
     return Pool(features, label=labels, weight=weights, cat_features=columns)
 
 

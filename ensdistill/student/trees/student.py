@@ -8,23 +8,25 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from ensdistill.cache import TargetCache
+from ensdistill.common.tasks import Task, check_task, task_of
 from ensdistill.data import Rows
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.data.samples import as_samples, subset
+from ensdistill.loss.regression import RegressionSettings
 from ensdistill.loss.settings import DEFAULTS, LossSettings, check_trained
 from ensdistill.student.sources import check_in_cache
 from ensdistill.student.trees.boosted import check_parameters, fit_boosted
 from ensdistill.student.trees.fits import Fit
 from ensdistill.student.trees.judge import DEFAULT_VALIDATION, Judge, check_validation
+from ensdistill.student.trees.numbers import HeldNumbers, check_regressor, fit_numbers, uneven
 from ensdistill.student.trees.objective import Objective, check_settings
-from ensdistill.student.trees.targets import of_cache
+from ensdistill.student.trees.prepared import Fitting, Prepared, constant_member, constant_share, rows_of
+from ensdistill.student.trees.targets import Numbers, labels_of_cache, numbers_of_cache, of_cache
 from ensdistill.student.trees.ways import NAMES, Way, check_regressor_weights, fit_way, ways_of
 from ensdistill.student.validation import Validation, split_rows
-from ensdistill.teachers.members import BoostedMember, Member, Preprocessed
+from ensdistill.teachers.members import BoostedMember, ColumnsMember, Member
 from ensdistill.teachers.members.boosted import library_of
-from ensdistill.teachers.prepared import Prepared, prepare_recipes, unprepared
-from ensdistill.teachers.recipes import SklearnMembers
-from ensdistill.teachers.stack.fitting import features_of, is_estimator
+from ensdistill.teachers.stack.fitting import is_estimator
 
 Chosen = tuple[Member, str, dict[str, tuple[float, float]]]
 """The fields of a :class:`FittedStudent`, before its preprocess is put before it."""
@@ -42,7 +44,8 @@ class FittedStudent:
         ``KL objective, 120 of 300 rounds``, ``weighted expansion`` or ``regression on log-odds``.
     validation : dict of str to (float, float)
         For each way that was tried the agreement with the ensemble and the KL from it, in nats, on the
-        held-out rows; empty where none were held out.
+        held-out rows; empty where none were held out. Of several labels the mean agreement and the sum of
+        the KLs; of a regression the distance of :class:`ensdistill.student.comparisons.Scores`, twice.
     """
 
     member: Member
@@ -63,14 +66,20 @@ class TreeStudent:
     weights, or the regressor of the same kind on the log-odds. Both are fitted, and the better on held-out
     rows is kept.
 
+    Of the task multilabel there is one such model for each label. Of the task regression a regressor is
+    fitted to the ensemble's mean, by its library's squared error.
+
     Parameters
     ----------
     estimator : classifier or regressor
         Of scikit-learn, LightGBM, XGBoost or CatBoost; not fitted. Its parameters are those of the student.
     loss : LossSettings, optional
-        Temperature, alpha, combiner and label smoothing. Estimators of scikit-learn have temperature 1.
+        Temperature, alpha, combiner and label smoothing. Estimators of scikit-learn have temperature 1, and
+        regressions alpha alone.
     way : {"auto", "expansion", "regression"}
         Of an estimator of scikit-learn.
+    task : {"classification", "multilabel", "regression"}
+        That of the cache.
 
     Raises
     ------
@@ -89,6 +98,7 @@ class TreeStudent:
         estimator: Any,
         loss: LossSettings = DEFAULTS,
         way: Literal["auto", "expansion", "regression"] = "auto",
+        task: Task = "classification",
     ) -> None:
         if not is_estimator(estimator):
             got = estimator if isinstance(estimator, type) else type(estimator).__name__
@@ -98,11 +108,17 @@ class TreeStudent:
             )
         check_trained("loss", loss)
         check_settings(loss)
-        self.estimator, self.loss = estimator, loss
+        self.estimator, self.loss, self.task = estimator, loss, check_task(task)
         self.library = library_of(estimator)
+        if task == "regression":
+            self.alpha, self.ways = RegressionSettings.of(loss).alpha, []
+            check_regressor(estimator)
+            if way != "auto":
+                raise ValueError(f"way: expected auto for the task regression; got {way!r}")
+            return
         if way not in ("auto", *get_args(Way)):
             raise ValueError(f"way: expected auto, expansion or regression; got {way!r}")
-        self.ways: list[Way] = [] if self.library else ways_of(estimator)
+        self.ways = [] if self.library else ways_of(estimator)
         if way != "auto":
             if self.library or way not in self.ways:
                 known = ", ".join(["auto", *self.ways])
@@ -158,14 +174,17 @@ class TreeStudent:
                 "cache: expected a TargetCache, because an estimator learns from all targets at once; got "
                 f"{type(cache).__name__}: store its targets by ensdistill.cache_targets"
             )
+        if task_of(cache) != self.task:
+            raise ValueError(
+                f"cache: expected one of the task {self.task}, as TreeStudent(task=...) states; the cache "
+                f"{cache.path} is of the task {task_of(cache)}"
+            )
         if not (self.library or len(self.ways) > 1):
             validation = None  # there is nothing to choose
         check_in_cache(cache, rows)
         own, settings = split_rows(validation, rows, cache, seed)
-        samples, objective = of_cache(self.loss, own, cache, member, augment)
-        judge = None
         if settings is not None:
-            check_validation(settings)
+            check_validation(settings, self.task)
             assert isinstance(settings.rows, Rows)
             strange = np.setdiff1d(settings.rows.uids, cache.uids)
             if len(strange):
@@ -173,9 +192,26 @@ class TreeStudent:
                     f"validation: uid {strange[0]} has no targets in the cache {cache.path}, with which an "
                     f"estimator is compared ({len(strange)} such uids); pass rows of the cache, or a share"
                 )
-            at = 1.0 if cache.temperature is None else cache.temperature
-            compared = replace(self.loss, temperature=at, alpha=1.0, label_smoothing=0.0)
-            judge = Judge(*of_cache(compared, settings.rows, cache, member, augment), settings)
+        held: Any = None if settings is None else settings.rows
+        at = 1.0 if cache.temperature is None else cache.temperature
+        compared = replace(self.loss, temperature=at, alpha=1.0, label_smoothing=0.0)
+        if self.task == "regression":
+            samples, numbers = numbers_of_cache(self.alpha, own, cache, member, augment)
+            found = None if held is None else numbers_of_cache(1.0, held, cache, member, augment)
+            fitting = Fitting(samples, cache.classes, preprocess, seed, name)
+            return self._fit_numbers(fitting, numbers, found, settings, cache.scale)
+        if self.task == "multilabel":
+            samples, objectives = labels_of_cache(self.loss, own, cache, member, augment)
+            judges: list[Judge] | None = None
+            if settings is not None:
+                judged, others = labels_of_cache(compared, held, cache, member, augment)
+                judges = [Judge(judged, one, settings) for one in others]
+            fitting = Fitting(samples, cache.classes, preprocess, seed, name)
+            return self._fit_labels(fitting, objectives, judges)
+        samples, objective = of_cache(self.loss, own, cache, member, augment)
+        judge = None
+        if settings is not None:
+            judge = Judge(*of_cache(compared, held, cache, member, augment), settings)
         return self.fit_to(samples, objective, cache.classes, preprocess, seed, name, judge)
 
     def check_weights(self, uneven: bool) -> None:
@@ -206,22 +242,78 @@ class TreeStudent:
             raise ValueError("rows.weights: expected a row of a weight above 0; got none")
         if len(used) < len(objective):
             samples, objective = subset(samples, used), objective.take(used)
-        recipe = self._recipe(samples, classes, preprocess, seed, name)
-        made = recipe.preprocess if isinstance(recipe, Prepared) else None
-        own: Any = unprepared(recipe)
-
-        def prepared(some: Any) -> Any:
-            return features_of(recipe.inputs(some) if isinstance(recipe, Prepared) else some)
-
+        made = Prepared.of(self.estimator, Fitting(samples, classes, preprocess, seed, name))
         if judge is not None:
-            judge = replace(judge, samples=prepared(as_samples(judge.samples)))
-        fit = Fit(own.estimator, prepared(samples), objective, judge, tuple(classes), seed, name)
-        member, way, figures = (self._boosted if self.library else self._of_sklearn)(fit)
-        return FittedStudent(member if made is None else Preprocessed(member, made), way, figures)
+            judge = replace(judge, samples=made.features(as_samples(judge.samples)))
+        fit = Fit(made.estimator, made.features(samples), objective, judge, tuple(classes), seed, name)
+        member, way, figures = self._chosen(fit)
+        return FittedStudent(made.member(member), way, figures)
 
-    def _recipe(self, samples: Any, classes: Any, preprocess: Any, seed: int, name: str) -> Any:
-        recipe = SklearnMembers(self.estimator, name=name, preprocess=preprocess)
-        return prepare_recipes([recipe], samples, len(classes), seed)[0]
+    def _chosen(self, fit: Fit) -> Chosen:
+        return (self._boosted if self.library else self._of_sklearn)(fit)
+
+    def _fit_labels(
+        self, fitting: Fitting, objectives: list[Objective], judges: list[Judge] | None
+    ) -> FittedStudent:
+        """A classifier of two classes for each label, on features that all of them share."""
+        made = Prepared.of(self.estimator, fitting)
+        features = made.features(fitting.samples)
+        judged = None if judges is None else made.features(as_samples(judges[0].samples))
+        members, ways, figures = [], [], []
+        for c, (label, objective) in enumerate(zip(fitting.classes, objectives, strict=True)):
+            name = f"{fitting.name}: {label}"
+            if (share := constant_share(objective)) is not None:
+                members.append(constant_member(share, features, name))
+                continue
+            own, used = features, np.flatnonzero(objective.weights > 0)
+            if len(used) < len(objective):
+                own, objective = rows_of(features, used), objective.take(used)
+            judge = None if judges is None else replace(judges[c], samples=judged)
+            fit = Fit(made.estimator, own, objective, judge, ("no", "yes"), fitting.seed, name)
+            member, way, _ = self._chosen(fit)
+            members.append(member)
+            ways.append(way)
+            if judge is not None:
+                figures.append(_judged(judge, member))
+        found = ColumnsMember(members, name=fitting.name, classes=fitting.classes, task="multilabel")
+        way = f"{len(members)} models, one a label"
+        if ways:
+            way += f" ({ways[0]}{', others differ' if len(set(ways)) > 1 else ''})"
+        summed = {}
+        if figures:
+            summed[way] = float(np.mean([one for one, _ in figures])), float(sum(kl for _, kl in figures))
+        return FittedStudent(made.member(found), way, summed)
+
+    def _fit_numbers(
+        self, fitting: Fitting, numbers: Numbers, held: Any, settings: Any, scale: Any
+    ) -> FittedStudent:
+        used = np.flatnonzero(numbers.weights > 0)
+        if not len(used):
+            raise ValueError("rows.weights: expected a row of a weight above 0; got none")
+        numbers = Numbers(numbers.targets[used], numbers.weights[used])
+        made = Prepared.of(self.estimator, fitting)
+        features = made.features(subset(as_samples(fitting.samples), used))
+        others = None
+        if held is not None:
+            judged = np.flatnonzero(held[1].weights > 0)
+            if not len(judged):
+                raise ValueError("validation: expected a row of a weight above 0; got none")
+            others = HeldNumbers(
+                made.features(subset(as_samples(held[0]), judged)),
+                held[1].targets[judged],
+                uneven(held[1].weights[judged]),
+                settings.patience,
+            )
+        member, way = fit_numbers(
+            made.estimator, features, numbers, others, tuple(fitting.classes), fitting.seed, fitting.name
+        )
+        figures = {}
+        if others is not None:
+            own: Any = member
+            error = (own.predict_moments(others.features).mean - others.targets) / scale
+            distance = float(np.average(np.square(error).mean(1), weights=others.weights))
+            figures = {way: (distance, distance)}
+        return FittedStudent(made.member(member), way, figures)
 
     def _boosted(self, fit: Fit) -> Chosen:
         made = fit_boosted(fit)

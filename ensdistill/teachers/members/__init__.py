@@ -7,6 +7,7 @@
 ``OnnxMember``        ONNX files
 ``CallableMember``    functions
 ``ArrayMember``       stored outputs
+``ColumnsMember``     a member for each label or number, side by side
 ``Preprocessed``      any of these, with a preprocess of its own for raw samples
 ====================  ==========================================================================
 
@@ -28,6 +29,7 @@ from ensdistill.data.preprocess import as_preprocess
 from ensdistill.teachers.members import outputs, pretrained, sigmoids
 from ensdistill.teachers.members.base import SMOOTHING, Member, is_member, to_logits, write_description
 from ensdistill.teachers.members.boosted import BoostedMember, library_of
+from ensdistill.teachers.members.columns import ColumnsMember
 from ensdistill.teachers.members.estimator import Output, SklearnMember
 from ensdistill.teachers.members.estimator_outputs import of_several_labels, outputs_of
 from ensdistill.teachers.members.files import load_member
@@ -43,6 +45,7 @@ __all__ = [
     "ArrayMember",
     "BoostedMember",
     "CallableMember",
+    "ColumnsMember",
     "Member",
     "Moments",
     "OnnxMember",

@@ -12,6 +12,7 @@ from ensdistill.common.files import read_json
 from ensdistill.data.preprocess import load_preprocess
 from ensdistill.teachers.members.base import FORMAT, Loadable, Member, content_of
 from ensdistill.teachers.members.boosted import LIBRARIES, BoostedMember
+from ensdistill.teachers.members.columns import ColumnsMember
 from ensdistill.teachers.members.estimator import SklearnMember
 from ensdistill.teachers.members.function import ArrayMember
 from ensdistill.teachers.members.module import TorchMember
@@ -79,7 +80,18 @@ class _PreprocessedFiles:
         return member
 
 
+class _ColumnsFiles:
+    """Loads the members of single columns, each from a folder of its own."""
+
+    @staticmethod
+    def load(folder: Path, description: dict[str, Any], trusted: tuple[str, ...]) -> ColumnsMember:
+        classes = description["classes"]
+        members = [load_member(folder / f"column-{place}", trusted) for place in range(len(classes))]
+        return ColumnsMember(members, name=description["name"], classes=classes, task=description["task"])
+
+
 KINDS["preprocessed"] = _PreprocessedFiles
+KINDS["columns"] = _ColumnsFiles
 
 
 def _valid_contents(folder: Path, member: Member, about: dict[str, Any]) -> list[str]:

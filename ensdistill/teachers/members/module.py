@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ensdistill.common.describe import build_module, class_path, module_recipe
+from ensdistill.common.describe import build_module, class_path, module_recipe, paths_of
 from ensdistill.common.errors import is_out_of_memory
 from ensdistill.common.files import write_bytes
 from ensdistill.common.fingerprint import digest
@@ -382,7 +382,7 @@ class TorchMember:
         """Refuse a factory that builds another module, because the saved files could not be loaded."""
         try:
             with torch.random.fork_rng(devices=[]):
-                built = build_module(recipe, [recipe["class_path"]])
+                built = build_module(recipe, paths_of(recipe))
         except Exception as error:  # a constructor may raise any kind
             raise ValueError(f"factory: {self.name}: it can't build the module again: {error}") from error
         check_initialised("factory", self.name, built)

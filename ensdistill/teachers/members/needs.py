@@ -13,6 +13,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from ensdistill.common.describe import paths_of
+
 METADATA = (".dist-info", ".egg-info", ".egg-link")
 # Always there with ensdistill, or with one of the others.
 _GIVEN = {"ensdistill", "numpy", "scipy", "builtins", "__main__"}
@@ -78,8 +80,8 @@ def of_preprocess(preprocess: Any) -> list[str]:
 
 
 def of_recipe(recipe: Mapping[str, Any] | None) -> list[str]:
-    """The module of a torch module's class."""
-    return [] if recipe is None else ["torch", str(recipe["class_path"])]
+    """The modules of a torch module's classes."""
+    return [] if recipe is None else ["torch", *paths_of(recipe)]
 
 
 def check_needs(folder: Path, about: Mapping[str, Any]) -> None:
