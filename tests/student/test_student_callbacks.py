@@ -174,6 +174,11 @@ def without_time(log):
     return [{k: v for k, v in line.items() if k != "seconds"} for line in log if "resumed" not in line]
 
 
+def there(scores):
+    """The scores that a classification has."""
+    return {name: value for name, value in vars(scores).items() if value is not None}
+
+
 def test_the_log_of_a_killed_training_is_that_of_a_whole_one(cache, tmp_path):
     train = partial(
         StudentTrainer(QUICK, ema=0.9).distill,
@@ -189,7 +194,7 @@ def test_the_log_of_a_killed_training_is_that_of_a_whole_one(cache, tmp_path):
     assert [line["step"] for line in blocks] == [32, 64, 96, 128, 150]
     assert [line["step"] for line in log if "checkpoint" in line] == [64, 128]
     scores = [line["evaluation"] for line in log if "evaluation" in line]
-    assert scores == [{"student": vars(e.student), "average": vars(e.average)} for e in whole.evaluations]
+    assert scores == [{"student": there(e.student), "average": there(e.average)} for e in whole.evaluations]
     assert (log[-1]["end"], log[-1]["choice"]) == ("all steps are done", whole.record()["choice"])
 
     with pytest.raises(Stop):
