@@ -258,7 +258,7 @@ def _student(
 @dataclass(frozen=True, eq=False)
 class _Thresholds:
     """The rows by which thresholds of labels are tuned, none of them a test row: for *direct* its held-out
-    folds; for a distilled model rows without a label, by the ensemble's decisions there."""
+    folds; for a distilled model rows without a label, by the ensemble's probabilities there."""
 
     task: Task
     labels: np.ndarray
@@ -281,7 +281,7 @@ class _Thresholds:
         if self.rows is None:
             return made
         p = Prediction.of(self.task, predict(member, self.rows[0]), scaling).values.values
-        return made.with_thresholds(p, (self.rows[1] > 0.5).astype(np.int8))
+        return made.with_thresholds(p, np.asarray(self.rows[1], np.float64))
 
 
 def _automatic(run: RunFolder, seed: int, name: str) -> str:

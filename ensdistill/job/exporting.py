@@ -179,8 +179,8 @@ def _calibration(run: RunFolder, seed: int, student: Student) -> dict[str, Any]:
     if student.task == "classification":
         return {"temperature": scaling.temperature}
     made = Prediction.of(student.task, outputs, scaling)
-    present = (np.asarray(rows[1]) > 0.5).astype(np.int8)
-    tuned = made.with_thresholds(made.values.values, present).values.thresholds
+    expected = np.asarray(rows[1], np.float64)
+    tuned = made.with_thresholds(made.values.values, expected).values.thresholds
     return {"temperature": scaling.temperature, "thresholds": tuned.tolist()}
 
 

@@ -67,12 +67,39 @@ class Prediction:
         return cls(probabilities_of(logits))
 
     def with_thresholds(self, probabilities: np.ndarray | None, labels: np.ndarray) -> Prediction:
-        """The same with thresholds of labels, tuned on other rows' probabilities and labels; of other tasks,
-        and without such rows, as it is."""
+        """The same with thresholds of labels, tuned on other rows' probabilities and labels, int8, or the
+        labels' own probabilities; of other tasks, and without such rows, as it is."""
         if not isinstance(self.values, LabelProbabilities) or probabilities is None or not len(labels):
             return self
-        tuned = tuned_thresholds(np.asarray(probabilities, np.float64), labels)
-        return Prediction(LabelProbabilities(self.values.values, tuned))
+        p = np.asarray(probabilities, np.float64)
+        by = tuned_thresholds if labels.dtype == np.int8 else expected_thresholds
+        return Prediction(LabelProbabilities(self.values.values, by(p, labels)))
+
+
+def expected_thresholds(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """The threshold with the largest expected F1 of each label, [C], where a label applies with the
+    probability in ``targets``, as :func:`tuned_thresholds` does it for known labels.
+
+    Parameters
+    ----------
+    probabilities, targets : ndarray [N, C]
+
+    Examples
+    --------
+    >>> expected_thresholds(np.array([[0.1], [0.2], [0.4], [0.3]]), np.array([[0.0], [0.1], [0.9], [0.8]]))
+    array([0.25])
+    """
+    found = np.full(probabilities.shape[1], 0.5)
+    for c, (p, target) in enumerate(zip(probabilities.T, targets.T, strict=True)):
+        if target.sum() <= 0:
+            continue
+        scores, group = np.unique(p, return_inverse=True)
+        # From each score on, the rows that are predicted to have the label, and those of them that have it.
+        predicted = np.bincount(group, minlength=len(scores))[::-1].cumsum()[::-1]
+        right = np.bincount(group, target, len(scores))[::-1].cumsum()[::-1]
+        best = int((2 * right / (predicted + target.sum())).argmax())
+        found[c] = ((scores[best - 1] if best else 0.0) + scores[best]) / 2
+    return found
 
 
 def fields_of(predictions: Sequence[Prediction]) -> dict[str, Any]:

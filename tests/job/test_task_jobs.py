@@ -16,6 +16,8 @@ from safetensors.numpy import load_file
 
 from ensdistill import load_student
 from ensdistill.cache import TargetCache
+from ensdistill.job.predictions import expected_thresholds
+from ensdistill.report.multilabel_metrics import tuned_thresholds
 from ensdistill.teachers import Ensemble
 
 ROWS = 160
@@ -312,3 +314,12 @@ def test_settings_of_another_task_are_refused_by_both_names(tmp_path, task, chan
     status, _, err = run("run", settings(tmp_path, task, **change))
     assert status != 0
     assert re.search(message, err.replace("\n", " ")), err
+
+
+def test_thresholds_by_sure_probabilities_are_those_by_labels():
+    generator = np.random.default_rng(0)
+    labels = (generator.random((200, 4)) < [0.1, 0.5, 0.9, 0]).astype(np.int8)
+    p = np.round(0.3 * labels + 0.7 * generator.random((200, 4)), 2)
+    np.testing.assert_allclose(expected_thresholds(p, labels.astype(float)), tuned_thresholds(p, labels))
+    # By probabilities a label that is nowhere likely still has predictions.
+    assert expected_thresholds(p, np.full((200, 4), 0.3)).max() < 0.3
