@@ -27,6 +27,7 @@ from ensdistill.student.search.journal import ABOUT, optuna_of
 from ensdistill.teachers import Ensemble
 
 JOURNAL, TARGETS, VALIDATION = "journal", "targets", "validation.safetensors"
+TRIES = 50  # to remove a journal, a tenth of a second apart
 
 
 def search(run: RunFolder, unit: Unit, folder: Path, report: UnitProgress) -> dict[str, Any]:
@@ -45,17 +46,26 @@ def search(run: RunFolder, unit: Unit, folder: Path, report: UnitProgress) -> di
     try:
         found = _search(run, unit, probabilities, progress)
     except OtherSearch:
-        shutil.rmtree(folder / JOURNAL)
+        _remove(folder / JOURNAL)
         found = _search(run, unit, probabilities, progress)
     found = _with_rows(found, choices(run, unit.seed))
     found.save(folder / "result.json")
     (folder / "student.yaml").write_text(found.yaml(unit.student), encoding="utf-8")
     point = found.chosen or found.nearest
     assert point is not None
-    shutil.rmtree(folder / JOURNAL)
+    _remove(folder / JOURNAL)
     shutil.rmtree(folder / TARGETS, ignore_errors=True)
     (folder / VALIDATION).unlink(missing_ok=True)
     return {"section": dict(point.section), "kept": found.chosen is not None}
+
+
+def _remove(journal: Path) -> None:
+    """Remove a journal into which a helper that came late may still write: it is ended with the unit."""
+    for _ in range(TRIES):
+        shutil.rmtree(journal, ignore_errors=True)
+        if not journal.exists():
+            return
+        time.sleep(0.1)
 
 
 def assist(run: RunFolder, unit: Unit) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from unittest import mock
 
@@ -12,6 +13,7 @@ from job_helpers import JOB, run, succeed, write_job
 
 from ensdistill.cli.settings import load_config
 from ensdistill.job.run_folder import RunFolder, Unit
+from ensdistill.job.searching import _remove
 from ensdistill.student.search.latency import Latency
 
 pytest.importorskip("optuna")
@@ -148,3 +150,18 @@ def test_data_with_a_goal_have_their_student_searched_for(tmp_path):
     status, _, err = run("tune", table, "--target", "target", "--keep", "2")
     assert status == 2
     assert "keep: expected a share in (0, 1]" in err
+
+
+def test_a_journal_that_a_late_helper_still_writes_into_is_removed(tmp_path):
+    journal, rounds = tmp_path / "journal", iter(range(3))
+    real = shutil.rmtree
+
+    def disturbed(folder: Path, ignore_errors: bool = False) -> None:
+        real(folder, ignore_errors)
+        if next(rounds, None) is not None:
+            (folder / "logits").mkdir(parents=True)
+
+    journal.mkdir()
+    with mock.patch("ensdistill.job.searching.shutil.rmtree", disturbed):
+        _remove(journal)
+    assert not journal.exists()
