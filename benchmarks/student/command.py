@@ -45,6 +45,9 @@ def main(arguments: Sequence[str], folder: Path) -> int:
     )
     p.add_argument("--rounds", type=int, metavar="N", help="timings of each way (default: 7, quick: 2)")
     p.add_argument("--only", metavar="TEXT", help="only students whose name contains it, as MLP")
+    p.add_argument(
+        "--without-online", action="store_true", help="no online teachers, which take the most time"
+    )
     p.add_argument("--threads", type=int, metavar="N", help="of torch (default: its own)")
     p.add_argument("--scratch", type=Path, metavar="FOLDER", help="where the caches are made")
     p.add_argument("--out", type=Path, metavar="FILE", help="the result, .json")
@@ -74,7 +77,8 @@ def main(arguments: Sequence[str], folder: Path) -> int:
     with tempfile.TemporaryDirectory(prefix="ensdistill-bench-", dir=options.scratch) as scratch:
         for case in chosen:
             try:
-                result["students"].append(measure.measure(case, rounds, Path(scratch), notes.print))
+                online = not options.without_online
+                result["students"].append(measure.measure(case, rounds, Path(scratch), notes.print, online))
             except measure.WrongStudent as error:
                 notes.print(f"wrong student: {error}")
                 return 1

@@ -69,10 +69,11 @@ def test_a_name_of_no_student_is_an_error(tmp_path, capsys):
 def test_a_scratch_folder_that_does_not_exist_is_made(tmp_path, monkeypatch):
     used, folder = [], tmp_path / "new" / "scratch"
 
-    def refuse(case, rounds, scratch, note):
-        used.append(scratch.parent)
+    def refuse(case, rounds, scratch, note, online):
+        used.append((scratch.parent, online))
         raise measure.WrongStudent("none")
 
     monkeypatch.setattr(measure, "measure", refuse)
     assert command.main(["--quick", "--only", "MLP", "--scratch", str(folder)], tmp_path) == 1
-    assert used == [folder]
+    assert command.main(["--quick", "--only", "MLP", "--without-online"], tmp_path) == 1
+    assert (used[0], used[1][1]) == ((folder, True), False)
