@@ -11,8 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import csr_matrix
-from scipy.stats import rankdata
 
 from ensdistill.data.tasks import UNKNOWN
 from ensdistill.report.metrics import BINS, PROBABILITY_FLOOR, Reliability, binned, mean_of
@@ -190,6 +188,8 @@ def map_resampler(prediction: LabelProbabilities, labels: np.ndarray) -> Resampl
     Only the scores of positive rows are steps of the recall. So rows are summed up between these, and a set
     of weights costs one pass over the rows of a label.
     """
+    from scipy.sparse import csr_matrix
+
     check(prediction, labels)
     sums: list[csr_matrix] = []
     for known, y, p in _columns(labels, prediction.values):
@@ -276,6 +276,8 @@ def lrap(prediction: LabelProbabilities, labels: np.ndarray, weights: np.ndarray
 
     As scikit-learn's ``label_ranking_average_precision_score``, which takes half a millisecond for each row.
     """
+    from scipy.stats import rankdata
+
     check(prediction, labels)
     positive = labels == 1
     # Below all known labels, an unknown one changes no rank of theirs.

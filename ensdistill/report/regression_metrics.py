@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import ndtr, ndtri
 
 from ensdistill.report.metrics import mean_of
 
@@ -40,6 +39,8 @@ class Forecasts:
     @property
     def bounds(self) -> tuple[np.ndarray, np.ndarray] | None:
         """The ends of the intervals of 90 %, [N, D] each; None without a variance and an interval."""
+        from scipy.special import ndtri
+
         if self.interval is not None or self.variance is None:
             return self.interval
         half = ndtri((1 + INTERVAL) / 2) * np.sqrt(self.variance)
@@ -147,6 +148,8 @@ def crps_rows(prediction: Forecasts, labels: np.ndarray) -> np.ndarray:
     In closed form for Gaussians (Gneiting et al., 2005, equation 5); without a variance the absolute error,
     to which it is equal for a point.
     """
+    from scipy.special import ndtr
+
     z = errors(prediction, labels)
     if prediction.variance is None:
         return absolute_rows(prediction, labels)
@@ -211,6 +214,8 @@ def coverage_curve(
 ) -> np.ndarray:
     """The share of labels within the central interval of each level, of Gaussians with the prediction's
     variance, [L]."""
+    from scipy.special import ndtr
+
     z = np.abs(errors(prediction, labels)) / np.sqrt(_variances(prediction, labels))
     inside = 2 * ndtr(z) - 1
     return np.array([mean_of((inside <= level).mean(1), weights) for level in levels])

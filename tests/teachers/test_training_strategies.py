@@ -23,6 +23,7 @@ from ensdistill.data.augmentation import ShiftImages
 from ensdistill.models import CNN, MLP
 from ensdistill.teachers.stack import strategies, train_stack
 from ensdistill.teachers.stack import train as stack
+from ensdistill.teachers.stack.objectives import Objective
 from ensdistill.teachers.stack.side_by_side import SideBySide
 from ensdistill.teachers.stack.traits import traits
 
@@ -465,7 +466,7 @@ def test_models_that_are_slow_one_by_one_are_trained_at_once(digits, monkeypatch
             list(group),
             [np.arange(200)] * count,
             *data,
-            10,
+            Objective("classification", 10),
             QUICK,
             None,
             [],

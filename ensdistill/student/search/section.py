@@ -10,7 +10,7 @@ from ensdistill.common.describe import module_recipe
 from ensdistill.common.optimization import Optimization
 from ensdistill.common.optimizers import StudentOptimization
 from ensdistill.data import Rows
-from ensdistill.student.automatic import LABELS, lengthened, usual_steps
+from ensdistill.student.automatic import lengthened, usual_steps
 from ensdistill.student.search.build import Built, estimator_setting
 from ensdistill.student.search.journal import Record
 from ensdistill.student.search.space import Space
@@ -62,9 +62,7 @@ def section_of(
         found["optimization"] = _plain(optimization)
         if direct is not None:
             other = direct_space.optimization(dict(direct.values))
-            # Its folds choose among this length and shorter ones.
-            steps = min(optimization.steps, max(other.steps, space.optimization(own).steps, LABELS.most))
-            found["direct"] = _plain(other) | {"steps": steps}
+            found["direct"] = _plain(other) | {"steps": optimization.steps}
         if (ema := space.ema(own)) is not None:
             found["ema"] = ema
     if (loss.temperature, loss.alpha) != (1.0, 1.0):
