@@ -429,7 +429,9 @@ def _outputs(report: dict[str, Any]) -> list[Table]:
         return []
     tables = []
     for name, student in report["students"].items():
-        title = f"\n{each.metric.heading} of each of the {len(student['outputs'])} {measures.outputs}: {name}"
+        count = len(student["outputs"])
+        which = f" of each of the {count} {measures.outputs}" if count > 1 else ""
+        title = f"\n{each.metric.heading}{which}: {name}"
         table = _table(title, "", each.about, *EACH_KINDS)
         shown = most_changed(student["outputs"], each, SHOWN_OUTPUTS)
         for cells in output_rows(shown, each):
