@@ -101,3 +101,10 @@ PARTLY = Rows(X, UIDS, np.where(np.arange(N)[:, None] % 3 == 0, np.nan, Y))
 
 def without_labels(rows):
     return replace(rows, labels=np.full(len(rows), -100))
+
+
+SOURCES = {
+    "multilabel": (labels_source, OF_LABELS, TAGGED),
+    "regression": (numbers_source, OF_NUMBERS, PARTLY),
+    "with variances": (partial(numbers_source, variances=True), OF_MOMENTS, PARTLY),
+}
