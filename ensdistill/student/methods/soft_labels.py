@@ -32,6 +32,7 @@ class SoftLabels(SoftTargets):
     """
 
     task = "multilabel"
+    _loss = staticmethod(multilabel_distillation_loss)
 
     def __init__(
         self,
@@ -60,16 +61,6 @@ class SoftLabels(SoftTargets):
             impl=self.impl,
         )
         return loss if scale == 1 else loss * scale
-
-    def each(self, outputs: Tensor, targets: Targets, labels: Tensor) -> Tensor:
-        return multilabel_distillation_loss(
-            outputs,
-            targets,
-            None if self.settings.alpha == 1 else labels,
-            settings=replace(self.settings, reduction="none"),
-            weights=self.weights,
-            impl=self.impl,
-        )
 
     def fingerprint(self) -> Any:
         return [self.task, *super().fingerprint()]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -43,6 +44,7 @@ class SoftTargets(StudentLoss):
 
     task = "classification"
     takes_mixture = True
+    _loss: ClassVar[Callable[..., Tensor]] = staticmethod(distillation_loss)
 
     def __init__(
         self,
@@ -93,7 +95,7 @@ class SoftTargets(StudentLoss):
 
     def each(self, outputs: Tensor, targets: Targets, labels: Tensor) -> Tensor:
         """The loss of each row [B], all of which have labels where these have a share."""
-        return distillation_loss(
+        return self._loss(
             outputs,
             targets,
             None if self.settings.alpha == 1 else labels,
