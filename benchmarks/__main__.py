@@ -25,6 +25,7 @@ usage: python -m benchmarks COMMAND
   quality [OPTIONS]      how much of an ensemble students keep on real data, beside other tools; `quality --help` explains
   auto [OPTIONS]         the default ensemble and that of `teachers: auto` beside their members on five tables; `auto --help` explains
   predict                an H100's expected times, computed from the kernels' plans, into benchmarks/PREDICTIONS.md
+  frontier               the picture of quality against size in docs/, from the results of `quality` in benchmarks/results
   page [RESULT.json]     put a result's tables into docs/benchmarks.md and README.md (by default the result that README.md names)
 """
 
@@ -49,6 +50,11 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
             print(error, file=sys.stderr)
             return 1
         print(f"{', '.join(page.PAGES)}: the tables of {result}")
+        return 0
+    if words == ["frontier"]:
+        picture = root / "docs" / "images" / "frontier.svg"
+        found = import_module("benchmarks.quality.frontier").rewrite(root / "benchmarks" / "results", picture)
+        print(f"{picture}: {', '.join(panel.name for panel in found)}")
         return 0
     if words == ["predict"]:
         predict.rewrite(root / "benchmarks" / "PREDICTIONS.md")

@@ -106,10 +106,6 @@ def linear_distillation_loss(
     chunk_rows : int, optional
         Rows in a chunk. By default so many that their logits take 48 MiB.
 
-    With ``recompute=True`` all gradients are made in the backward: no gradients are kept in between, but all
-    inputs, and the logits are made twice. So they are with ``reduction="none"``, where each row's upstream
-    factor is known in the backward only. Otherwise the forward makes them.
-
     Returns
     -------
     Tensor [], or [...] for ``reduction="none"``; with ``statistics=True`` a pair of it and a RowStatistics
@@ -126,6 +122,10 @@ def linear_distillation_loss(
 
     Notes
     -----
+    With ``recompute=True`` all gradients are made in the backward: no gradients are kept in between, but all
+    inputs, and the logits are made twice. So they are with ``reduction="none"``, where each row's upstream
+    factor is known in the backward only. Otherwise the forward makes them.
+
     The weight's gradient is summed over chunks in float32 (float64 for float64), and rounded to the weight's
     dtype once. Chunking after Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", 2025,
     and Hsu et al., "Liger Kernel", 2024. softcap: Gemma Team, "Gemma 2", 2024, section 2.

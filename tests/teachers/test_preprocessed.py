@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from ensdistill.common.files import read_json, write_json
 from ensdistill.data.preprocess import HashedNgrams, ImageTransform, Tokens, Transformer, trusted_by
+from ensdistill.data.samples import Held
 from ensdistill.models import CNN, MLP
 from ensdistill.teachers import Ensemble
 from ensdistill.teachers.members import Preprocessed, SklearnMember, TorchMember, as_member, load_member
@@ -105,6 +106,11 @@ def test_texts_images_and_mappings_reach_modules_by_their_preprocess():
     cnn, transform = CNN([4], (3, 8, 8), outputs=3), ImageTransform(size=8)
     raw = Ensemble.from_members([(cnn, transform)]).raw_logits(images)
     np.testing.assert_allclose(raw[0], own(cnn, transform(images)), rtol=0, atol=1e-5)
+
+
+def test_a_split_s_samples_are_predicted_as_their_batch_is():
+    member = as_member((Bag(), HashedNgrams(buckets=50, length=8)))
+    np.testing.assert_array_equal(member.predict_logits(Held(TEXTS)), member.predict_logits(TEXTS))
 
 
 @pytest.mark.parametrize("rows", [1, 5, 13])

@@ -109,7 +109,7 @@ class Batch:
 class Encoded(NamedTuple):
     """The fields of N records, and the measured cost of storing them.
 
-    Parameters
+    Attributes
     ----------
     fields : dict of str to ndarray [N, *shape]
         As `Codec.fields` names them.

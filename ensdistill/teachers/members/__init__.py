@@ -70,9 +70,9 @@ def as_member(
 
     Parameters
     ----------
-    value : member, torch module, fitted estimator or booster, path of an ONNX file, array [N, C], function,
-    or a tuple (one of these, preprocess)
-        Estimators of scikit-learn and boosters of XGBoost, LightGBM and CatBoost. An array, or a function's
+    value : object
+        A member, torch module, fitted estimator or booster, path of an ONNX file, array [N, C] or function;
+        or a tuple (one of these, preprocess). Estimators of scikit-learn and boosters of XGBoost, LightGBM and CatBoost. An array, or a function's
         first outputs, whose rows are all distributions holds probabilities. Values that could be logits or
         another kind of probabilities are refused unless ``output`` states it; others are logits. An array's
         rows are found by their place alone. The preprocess of a tuple turns raw samples into the model's

@@ -12,6 +12,7 @@ from ensdistill.common.fingerprint import digest
 from ensdistill.common.tasks import task_of
 from ensdistill.data import BadRows
 from ensdistill.data.preprocess import Preprocess, trusted_by
+from ensdistill.data.samples import Held
 from ensdistill.teachers.members.base import Member, content_of, own_source, parts_of, write_description
 from ensdistill.teachers.members.dtypes import cast_for
 from ensdistill.teachers.members.function import ArrayMember
@@ -80,6 +81,7 @@ class Preprocessed:
         ``made`` keeps the results for this batch, so that members with one preprocess share its work.
         """
         made = {} if made is None else made
+        inputs = inputs.batch if isinstance(inputs, Held) else inputs
         if id(self.preprocess) not in made:
             try:
                 made[id(self.preprocess)] = as_batch(self.preprocess(inputs))

@@ -1,0 +1,89 @@
+"""The picture of quality against size: the ensemble, and models of several sizes, on each set with a pool."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from ensdistill.common.files import atomic_path, read_json
+from ensdistill.report.drawing import COLOURS, INK, MARKERS
+from ensdistill.report.results import SCALED
+
+LABELS = {
+    "student": "distilled from the ensemble",
+    "distilled_from_best_member": "distilled from its best member",
+    "direct": "the same network on labels alone, the strongest form",
+}
+SEEDS = {False: "reported seed", True: "development seed"}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One data set's models.
+
+    Attributes
+    ----------
+    ensemble : (bytes, NLL)
+    models : dict of kind to list of (bytes, NLL), in the order of their sizes
+    """
+
+    name: str
+    ensemble: tuple[int, float]
+    models: dict[str, list[tuple[int, float]]]
+
+
+def panels(results: Sequence[dict[str, Any]]) -> list[Panel]:
+    """The sets of these results that have a pool and several sizes; of equal sets the first is taken."""
+    found: dict[str, Panel] = {}
+    for result in results:
+        pooled = [one for one in result["students"] if one["regime"] == "pool"]
+        for name in sorted({one["set"] for one in pooled} - {*found}):
+            sized = sorted((one for one in pooled if one["set"] == name), key=lambda one: one["cost"]["bytes"])
+            if len(sized) < 2:
+                continue
+            seed = SEEDS[result["settings"]["first_seed"] == 0]
+            ensemble = (sized[0]["ensemble_cost"]["bytes"], sized[0]["nll"]["means"]["ensemble"])
+            models = {kind: [(one["cost"]["bytes"], _nll(kind, one["nll"])) for one in sized] for kind in LABELS}
+            found[name] = Panel(f"{name}, {seed}", ensemble, models)
+    return list(found.values())
+
+
+def _nll(kind: str, found: dict[str, Any]) -> float:
+    """After temperature scaling; of *direct* that of its strongest form."""
+    return float(found["means"][found["strongest_direct"] if kind == "direct" else SCALED[kind]])
+
+
+def draw(found: Sequence[Panel], path: Path) -> None:
+    """Write an SVG with a panel for each set."""
+    with rc_context({"svg.hashsalt": "frontier", "font.size": 9, "text.color": INK}):
+        figure = Figure(figsize=(4.2 * len(found), 3.6), layout="constrained", facecolor="white")
+        for axes, panel in zip(figure.subplots(1, len(found), squeeze=False)[0], found, strict=True):
+            size, nll = panel.ensemble
+            axes.axhline(nll, color=COLOURS["ensemble"], linewidth=0.8, linestyle="--")
+            axes.plot([size / 1e3], [nll], MARKERS["ensemble"], color=COLOURS["ensemble"], label="the ensemble")
+            for kind, points in panel.models.items():
+                sizes, values = [size / 1e3 for size, _ in points], [nll for _, nll in points]
+                axes.plot(sizes, values, MARKERS[kind] + "-", color=COLOURS[kind], linewidth=1, label=LABELS[kind])
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} kB")
+            axes.set_title(panel.name, fontsize=10)
+            axes.set_xlabel("size")
+            axes.spines[["top", "right"]].set_visible(False)
+        figure.axes[0].set_ylabel("NLL on test rows (lower is better)")
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+        with atomic_path(path) as part:
+            figure.savefig(part, format="svg", metadata={"Date": None})
+
+
+def rewrite(results: Path, path: Path) -> list[Panel]:
+    """Draw the committed results of this benchmark; those of reported seeds take precedence."""
+    files = sorted(results.glob("quality-*c-*.json"), key=lambda file: ("develop" in file.name, file.name))
+    found = panels([result for file in files if (result := read_json(file)) is not None])
+    draw(found, path)
+    return found
