@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install -q --no-compile --disable-pip-version-check
 MAKEFLAGS += -j2
 SOURCES := setup.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.def')
 
-.PHONY: demo test test-slow setup lint format bench clean
+.PHONY: demo test test-slow setup lint format bench docs clean
 .DEFAULT_GOAL := demo
 
 demo: setup
@@ -66,6 +66,11 @@ format: .venv/.installed
 
 bench: setup
 	$(BIN)/python -m benchmarks kernels
+
+# The site, into build/site; a broken link is an error. Its tools are installed at the first call.
+docs: setup
+	@$(BIN)/python -c 'import material, mkdocs_jupyter, mkdocstrings_handlers.python' 2>/dev/null || $(PIP) --no-build-isolation -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict -q
 
 clean:
 	rm -rf build ensdistill/*.so .venv/.built

@@ -1,12 +1,11 @@
-"""The page on data: its Python runs, and its settings are read."""
+"""The pages on data, tasks and transfer sets: their Python runs, and their settings are read."""
 
-import re
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 import yaml
+from docs_blocks import ROOT, blocks
 
 from ensdistill import Ensemble, Optimization, StudentTrainer, cache_targets
 from ensdistill.cli.classes import parse
@@ -16,16 +15,10 @@ from ensdistill.job.config import CacheConfig, Config
 from ensdistill.models import MLP
 from ensdistill.student import OnlineTeachers
 
-ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
-
-
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
 
 
 def test_the_example_runs():
-    code, *_ = blocks("python")
+    (code,) = blocks("data", "python")
     names = {}
     exec(compile(code, "docs/data.md", "exec"), names)
     assert names["logits"].shape == (300, 2)
@@ -33,16 +26,16 @@ def test_the_example_runs():
 
 
 def test_ensembles_of_other_tasks_predict_as_the_page_shows():
-    _, code, cached, _ = blocks("python")
+    code, cached, _ = blocks("tasks", "python")
     names = {}
-    exec(compile(code, "docs/data.md", "exec"), names)
+    exec(compile(code, "docs/tasks.md", "exec"), names)
     predicted = names["regressors"].predict(names["x"][:32])
     y, (low, high) = names["y"][names["test"]], (names["low"][:, 0], names["high"][:, 0])
     assert 0.8 < ((low <= y) & (y <= high)).mean() < 1
     assert (names["variance"] > 0).all()
     right = (names["p"] > 0.5) == names["labels"][names["test"]]
     assert (right.mean(0) > 0.65).all()
-    exec(compile(cached, "docs/data.md", "exec"), names)
+    exec(compile(cached, "docs/tasks.md", "exec"), names)
     assert np.allclose(names["predictions"], predicted, rtol=1e-5)
     assert names["target"].shape == (3, 32, 1)
     assert names["cache_of_labels"].task == "multilabel"
@@ -50,7 +43,7 @@ def test_ensembles_of_other_tasks_predict_as_the_page_shows():
 
 def test_a_csv_needs_few_lines(monkeypatch):
     monkeypatch.chdir(ROOT)
-    text, _ = blocks("yaml")
+    (text,) = blocks("data", "yaml")
     assert len(text.strip().splitlines()) <= 12
     config = parse(Config, yaml.safe_load(text))
     split = config.split(0)
@@ -59,11 +52,11 @@ def test_a_csv_needs_few_lines(monkeypatch):
 
 
 def test_synthetic_rows_are_made_anew_as_the_page_shows(monkeypatch, tmp_path):
-    _, text = blocks("yaml")
+    (text,) = blocks("transfer", "yaml")
     settings = parse(CacheConfig, yaml.safe_load(text)["cache"])
     assert (settings.views, settings.transfer.synthetic) == (4, [Exchange(rows=80_000)])
     monkeypatch.chdir(tmp_path)
-    *_, code = blocks("python")
+    (code,) = blocks("transfer", "python")
     torch.manual_seed(0)
     factory = partial(MLP, inputs=64, hidden=[4], outputs=10)
     names = {
@@ -76,7 +69,7 @@ def test_synthetic_rows_are_made_anew_as_the_page_shows(monkeypatch, tmp_path):
         "trainer": StudentTrainer(Optimization(steps=32, batch_size=64)),
         "factory": factory,
     }
-    exec(compile(code.replace("80_000", "80"), "docs/data.md", "exec"), names)
+    exec(compile(code.replace("80_000", "80"), "docs/transfer.md", "exec"), names)
     assert names["cache"].views == 4
     assert names["trained"].cost.asked == 32 * 64
     assert "they predicted 2048 rows" in str(names["trained"].cost)

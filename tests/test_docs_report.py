@@ -8,7 +8,9 @@ import pytest
 from ensdistill.report.measures import MEASURES
 from ensdistill.report.verdict import OUTCOMES
 
-PAGE = (Path(__file__).parents[1] / "docs" / "report.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = (DOCS / "report.md").read_text(encoding="utf-8")
+SCHEMA = (DOCS / "report-json.md").read_text(encoding="utf-8")
 
 
 def test_the_block_runs() -> None:
@@ -20,7 +22,9 @@ def test_the_block_runs() -> None:
 @pytest.mark.parametrize("task", MEASURES)
 def test_the_metrics_of_each_task_are_listed(task: str) -> None:
     measures = MEASURES[task]
-    first, second = (line for line in PAGE.splitlines() if line.startswith(f"| `{task}` |"))
+    first, second = (
+        line for page in (PAGE, SCHEMA) for line in page.splitlines() if line.startswith(f"| `{task}` |")
+    )
     for metric in measures.deciding:
         assert metric.label in first.split("|")[2]
     names = re.findall(r"`(\w+)`", second)[1:]
@@ -30,5 +34,5 @@ def test_the_metrics_of_each_task_are_listed(task: str) -> None:
 
 
 def test_all_outcomes_are_listed() -> None:
-    (line,) = (line for line in PAGE.splitlines() if line.startswith("- `outcome` is"))
+    (line,) = (line for line in SCHEMA.splitlines() if line.startswith("- `outcome` is"))
     assert re.findall(r"`(\w+)`", line)[1:] == list(OUTCOMES)

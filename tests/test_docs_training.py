@@ -1,21 +1,17 @@
-"""The settings of docs/training.md are accepted."""
+"""The settings of the pages on training and search are accepted, with the values that the pages give."""
 
-from __future__ import annotations
-
-import re
 from pathlib import Path
 
 import yaml
+from docs_blocks import blocks
 from job_helpers import JOB, OPTIMIZATION
 
 from ensdistill.cli.settings import load_config
 from ensdistill.common.optimizers import StudentOptimization
 
-TEXT = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
-
 
 def test_the_python_of_the_page_makes_an_optimization():
-    (code,) = re.findall(r"```python\n(.*?)^trained = StudentTrainer\(optimization", TEXT, re.S | re.M)
+    code = blocks("training", "python")[0].partition("trained = ")[0]
     names = {}
     exec(code, names)
     assert isinstance(names["optimization"], StudentOptimization)
@@ -29,16 +25,15 @@ def test_the_python_of_the_page_makes_an_optimization():
 
 
 def test_the_students_of_other_tasks_are_trained(tmp_path, monkeypatch):
-    section = TEXT.partition("## Several labels, and numbers")[2]
     monkeypatch.chdir(tmp_path)
     names = {}
-    exec(re.findall(r"```python\n(.*?)```", section, re.S)[0], names)
+    exec(blocks("tasks", "python")[-1], names)
     assert names["mean"].shape == names["variance"].shape == (200, 1)
     assert names["member"].predict_moments(names["x"]).mean.shape == (200, 1)
 
 
 def test_the_yaml_of_the_page_makes_the_same_student(tmp_path, monkeypatch):
-    (text,) = (part for part in re.findall(r"```yaml\n(.*?)```", TEXT, re.S) if "optimizer:" in part)
+    (text,) = (part for part in blocks("training", "yaml") if "optimizer:" in part)
     monkeypatch.chdir(tmp_path)
     Path("pretrained.safetensors").touch()
     small = yaml.safe_load(text)["distill"]["students"]["small"]
@@ -50,7 +45,7 @@ def test_the_yaml_of_the_page_makes_the_same_student(tmp_path, monkeypatch):
 
 
 def test_the_rows_of_the_page_are_a_students(tmp_path, monkeypatch):
-    (text,) = (part for part in re.findall(r"```yaml\n(.*?)```", TEXT, re.S) if "rows: {" in part)
+    (text,) = (part for part in blocks("search", "yaml") if "rows: {" in part)
     monkeypatch.chdir(tmp_path)
     small = yaml.safe_load(text)["distill"]["students"]["small"]
     Path("job.yaml").write_text(yaml.safe_dump({**JOB, "distill": {"students": {"small": small}}}))

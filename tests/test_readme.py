@@ -19,7 +19,7 @@ def blocks() -> list[tuple[int, str]]:
 
 
 def test_there_is_a_block_for_each_kind_of_user():
-    assert len(blocks()) == 5
+    assert len(blocks()) == 3
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ NETWORKS = 3  # networks of one kind in the ensemble
 # Unlabelled samples beside the labelled ones: so many for each real one, at least, at most. Those that the
 # pool lacks are made. Members take longer for a text than for a row of numbers.
 ROWS, IMAGES, TEXTS = (20, 5_000, 80_000), (12, 6_000, 12_000), (6, 2_000, 20_000)
-FEW = 2_000  # images; more of them are better without made ones: docs/data.md has the comparison
+FEW = 2_000  # images; more of them are better without made ones: docs/transfer.md has the comparison
 # Steps, batch sizes and learning rates are auto: trainings find them by their rows.
 NETWORK = Optimization(weight_decay=0.05)
 STUDENT, DIRECT = StudentOptimization(), StudentOptimization(weight_decay=0.05)
@@ -101,7 +101,7 @@ def defaults(samples: Any, labelled: int, pool: int = 0, labels: Labels = Labels
 
 def _of_numbers(labelled: int, pool: int, preprocess: Any, labels: Labels) -> Defaults:
     made = _lacking(labelled, pool, *ROWS)
-    synthetic = [Exchange(rows=made)] if made else []  # docs/data.md has the comparison
+    synthetic = [Exchange(rows=made)] if made else []  # docs/transfer.md has the comparison
     boosting = {"learning_rate": 0.05, "max_leaf_nodes": 15}
     forest = {"n_estimators": 200, "min_samples_leaf": 2}
     estimators: dict[str, Any] = {
@@ -126,7 +126,7 @@ def _of_numbers(labelled: int, pool: int, preprocess: Any, labels: Labels) -> De
     ]
     student = partial(MLP, hidden=[128, 128], activation="silu")
     made_of = _job(members, synthetic, student, preprocess)
-    # Trees and networks are unequal: docs/start.md has the comparison.
+    # Trees and networks are unequal: docs/teachers.md has the comparison.
     return replace(made_of, teachers=replace(made_of.teachers, select=True))
 
 

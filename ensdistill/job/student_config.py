@@ -105,7 +105,7 @@ class StudentConfig(SearchedStudent):
         Patterns of the names of modules whose activations are computed again for the backward pass, for less
         memory.
     callbacks : list of Callback
-        Each a class_path with init_args of an ``ensdistill.student.Callback``; see ``docs/training.md``.
+        Each a class_path with init_args of an ``ensdistill.student.Callback``; see ``docs/watching.md``.
         Every training has copies of its own. The baselines are watched by those whose class sets
         ``only_watches``; the folds choose how long a baseline is trained, so no other one is called there.
     trackers : list of str

@@ -71,7 +71,7 @@ def write_report(results: RunResults, folder: Path | str) -> dict[str, Any]:
     Returns
     -------
     dict
-        The content of report.json; its schema stands in ``docs/report.md``.
+        The content of report.json; its schema stands in ``docs/report-json.md``.
 
     Raises
     ------

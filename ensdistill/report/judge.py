@@ -1,6 +1,6 @@
 """From results to report.json: metrics, gains with intervals, cost ratios and a verdict in words.
 
-``docs/report.md`` has the schema.
+``docs/report-json.md`` has the schema.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Key = tuple[str, str]  # a student's name, or "" for a model that all share; and
 
 
 def judge(results: RunResults, *, resamples: int = RESAMPLES) -> dict[str, Any]:
-    """The content of report.json (``docs/report.md`` has its schema).
+    """The content of report.json (``docs/report-json.md`` has its schema).
 
     Parameters
     ----------

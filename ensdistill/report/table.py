@@ -17,7 +17,7 @@ from ensdistill.report.outputs import EACH_KINDS, SHOWN_OUTPUTS, most_changed, o
 from ensdistill.report.results import SCALED, SHARED_KINDS, STUDENT_KINDS
 from ensdistill.report.verdict import METRIC_LABELS, OUTCOMES, deciding, headline, kept_share, kind_labels
 
-SCHEMA_VERSION = 3  # of report.json (see docs/report.md)
+SCHEMA_VERSION = 3  # of report.json (see docs/report-json.md)
 _LOOKS = {
     "best_member_will_do": "mixed",
     "one_teacher_will_do": "mixed",

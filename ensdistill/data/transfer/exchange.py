@@ -36,7 +36,7 @@ class Exchange:
     one-hot codes) take the value of any row of the base with the probability ``resample``.
 
     It makes broader samples than :class:`Munge`, which keeps to the nearest neighbour: see
-    ``docs/data.md``.
+    ``docs/transfer.md``.
 
     Parameters
     ----------
