@@ -16,7 +16,6 @@ from ensdistill.models import MLP
 from ensdistill.student import OnlineTeachers
 
 
-
 def test_the_example_runs():
     (code,) = blocks("data", "python")
     names = {}

@@ -38,12 +38,25 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "page", ["cache", "loss", "methods", "research", "roofline", "texts", "torch-models", slow("fitted"), slow("teachers")]
+    "page",
+    [
+        "cache",
+        "loss",
+        "methods",
+        "research",
+        "roofline",
+        "texts",
+        "torch-models",
+        slow("fitted"),
+        slow("teachers"),
+    ],
 )
 def test_a_page_runs_from_top_to_bottom(page, folder):
     names = run(page, blocks(page, "python"), {"__name__": "__main__"}, **{"steps=300": "steps=60"})
     if page == "fitted":
-        assert (names["student"](torch.from_numpy(names["x"][1400:])).argmax(1).numpy() == names["truth"]).mean() > 0.9
+        assert (
+            names["student"](torch.from_numpy(names["x"][1400:])).argmax(1).numpy() == names["truth"]
+        ).mean() > 0.9
         assert {path.name for path in folder.joinpath("models").iterdir()} == {"forest.skops", "booster.ubj"}
     if page == "texts":
         assert 0.5 < names["agreement"] <= 1
@@ -57,7 +70,11 @@ def test_the_fragments_of_a_page_run(page, folder):
     names = setting(folder)
     if page == "training":
         names["factory"] = Encoded
-    quick = {"20_000": "96", "steps=2000, batch_size=256": "steps=64, batch_size=50", "n_estimators=400": "n_estimators=12"}
+    quick = {
+        "20_000": "96",
+        "steps=2000, batch_size=256": "steps=64, batch_size=50",
+        "n_estimators=400": "n_estimators=12",
+    }
     # Before its best weights a training has nothing to choose from: 96 steps have three evaluations.
     run(page, blocks(page, "python"), names, **quick, **{"every=500": "every=32"})
     if page in ("checkpoints", "sources", "training"):
@@ -180,7 +197,9 @@ def commands():
                         yield page, words[1:]
 
 
-@pytest.mark.parametrize(("page", "words"), [pytest.param(*one, id=f"{one[0]}-{' '.join(one[1])}"[:60]) for one in commands()])
+@pytest.mark.parametrize(
+    ("page", "words"), [pytest.param(*one, id=f"{one[0]}-{' '.join(one[1])}"[:60]) for one in commands()]
+)
 def test_commands_and_their_options_exist(page, words):
     if words[0].startswith("runs/"):
         return

@@ -10,8 +10,8 @@ from urllib.parse import unquote
 
 import pytest
 import yaml
-from benchmarks.quality import frontier
 
+from benchmarks.quality import frontier
 from ensdistill.common.files import read_json
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +25,9 @@ def anchors(page: Path) -> set[str]:
     """The ids that the site gives the headings of a page."""
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    plain = (re.sub(r"[^\w\s-]", "", re.sub(r"[`*]|\]\([^)]*\)", "", one)).strip().lower() for one in headings)
+    plain = (
+        re.sub(r"[^\w\s-]", "", re.sub(r"[`*]|\]\([^)]*\)", "", one)).strip().lower() for one in headings
+    )
     return {re.sub(r"[\s-]+", "-", one) for one in plain}
 
 
@@ -76,7 +78,9 @@ def test_the_picture_has_the_figures_of_the_results(tmp_path):
 
 
 def test_the_site_is_built_without_a_warning(tmp_path):
-    missing = [name for name in ("mkdocs", "material", "mkdocstrings") if importlib.util.find_spec(name) is None]
+    missing = [
+        name for name in ("mkdocs", "material", "mkdocstrings") if importlib.util.find_spec(name) is None
+    ]
     if missing:
         pytest.skip(f"{', '.join(missing)} missing: pip install --no-build-isolation -e '.[docs]'")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]

@@ -43,12 +43,16 @@ def panels(results: Sequence[dict[str, Any]]) -> list[Panel]:
     for result in results:
         pooled = [one for one in result["students"] if one["regime"] == "pool"]
         for name in sorted({one["set"] for one in pooled} - {*found}):
-            sized = sorted((one for one in pooled if one["set"] == name), key=lambda one: one["cost"]["bytes"])
+            sized = sorted(
+                (one for one in pooled if one["set"] == name), key=lambda one: one["cost"]["bytes"]
+            )
             if len(sized) < 2:
                 continue
             seed = SEEDS[result["settings"]["first_seed"] == 0]
             ensemble = (sized[0]["ensemble_cost"]["bytes"], sized[0]["nll"]["means"]["ensemble"])
-            models = {kind: [(one["cost"]["bytes"], _nll(kind, one["nll"])) for one in sized] for kind in LABELS}
+            models = {
+                kind: [(one["cost"]["bytes"], _nll(kind, one["nll"])) for one in sized] for kind in LABELS
+            }
             found[name] = Panel(f"{name}, {seed}", ensemble, models)
     return list(found.values())
 
@@ -65,10 +69,14 @@ def draw(found: Sequence[Panel], path: Path) -> None:
         for axes, panel in zip(figure.subplots(1, len(found), squeeze=False)[0], found, strict=True):
             size, nll = panel.ensemble
             axes.axhline(nll, color=COLOURS["ensemble"], linewidth=0.8, linestyle="--")
-            axes.plot([size / 1e3], [nll], MARKERS["ensemble"], color=COLOURS["ensemble"], label="the ensemble")
+            axes.plot(
+                [size / 1e3], [nll], MARKERS["ensemble"], color=COLOURS["ensemble"], label="the ensemble"
+            )
             for kind, points in panel.models.items():
                 sizes, values = [size / 1e3 for size, _ in points], [nll for _, nll in points]
-                axes.plot(sizes, values, MARKERS[kind] + "-", color=COLOURS[kind], linewidth=1, label=LABELS[kind])
+                axes.plot(
+                    sizes, values, MARKERS[kind] + "-", color=COLOURS[kind], linewidth=1, label=LABELS[kind]
+                )
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} kB")
             axes.set_title(panel.name, fontsize=10)

@@ -72,12 +72,13 @@ def as_member(
     ----------
     value : object
         A member, torch module, fitted estimator or booster, path of an ONNX file, array [N, C] or function;
-        or a tuple (one of these, preprocess). Estimators of scikit-learn and boosters of XGBoost, LightGBM and CatBoost. An array, or a function's
-        first outputs, whose rows are all distributions holds probabilities. Values that could be logits or
-        another kind of probabilities are refused unless ``output`` states it; others are logits. An array's
-        rows are found by their place alone. The preprocess of a tuple turns raw samples into the model's
-        input: a fitted transformer of scikit-learn, a torch module, a tokenizer, a function with an import
-        path, or a :class:`ensdistill.data.preprocess.Preprocess`.
+        or a tuple (one of these, preprocess). Estimators of scikit-learn and boosters of XGBoost, LightGBM
+        and CatBoost. An array, or a function's first outputs, whose rows are all distributions holds
+        probabilities. Values that could be logits or another kind of probabilities are refused unless
+        ``output`` states it; others are logits. An array's rows are found by their place alone. The
+        preprocess of a tuple turns raw samples into the model's input: a fitted transformer of scikit-learn,
+        a torch module, a tokenizer, a function with an import path, or a
+        :class:`ensdistill.data.preprocess.Preprocess`.
     name : str, optional
     output : {"auto", "logits", "probabilities", "log_probabilities", "margin"}
         The kind of an array, or of the outputs of a function, a torch module or an ONNX file; other tasks
