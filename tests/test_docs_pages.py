@@ -108,9 +108,18 @@ def test_a_search_runs(folder):
     assert "keep" not in names["result"].yaml("small")
 
 
-def test_a_cache_at_a_url_is_read_as_needed(folder):
-    names = setting(folder)
-    run("scaling", blocks("scaling", "python"), names, **{"s3://bucket/targets": (folder / "cache").as_uri()})
+def test_the_script_for_many_processes_runs_as_one(folder):
+    names = run(
+        "scaling", blocks("scaling", "python")[:1], {"__name__": "__main__"}, **{"steps=200": "steps=64"}
+    )
+    saved = torch.load("student.pt", weights_only=True)
+    assert all(torch.equal(saved[name], one) for name, one in names["student"].state_dict().items())
+
+
+def test_a_cache_at_a_url_is_read_as_needed(folder, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "copies"))
+    names, (_, source) = setting(folder), blocks("scaling", "python")
+    run("scaling", [source], names, **{"s3://bucket/targets": (folder / "cache").as_uri()})
     assert names["trained"].losses[-1] < names["trained"].losses[0]
 
 
