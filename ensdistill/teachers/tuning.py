@@ -120,8 +120,8 @@ def _climbed(first: Choice, network: TorchMembers, task: str, loss: Callable[[Ch
 
     if task != "regression":
         better(replace(best, label_smoothing=0.0 if best.label_smoothing else SMOOTHING))
-    for factor in SHORTER:
-        if not better(replace(best, steps=max(1, first.steps // factor))):
+    for shorter in SHORTER:
+        if not better(replace(best, steps=max(1, first.steps // shorter))):
             break
     rate = network.optimization.learning_rate
     for factor in DECAYS:
@@ -173,7 +173,7 @@ class _Trials:
         )
         model = self.network.model
         if choice.dropout is not None and choice.dropout != self.first.dropout:
-            model = partial(model, dropout=choice.dropout)
+            model = partial(model, **{"dropout": choice.dropout})
         made = replace(self.network, optimization=optimization, model=model)
         return replace(self.recipe, recipe=made) if isinstance(self.recipe, Prepared) else made
 
