@@ -61,6 +61,6 @@ def setting(folder):
         "factory": partial(MLP, 64, [8], 10),
         "optimization": Optimization(steps=64, batch_size=50, learning_rate=0.01),
         "trainer": StudentTrainer(Optimization(steps=64, batch_size=50, learning_rate=0.01)),
-        "validation": rows,
-        "probabilities": np.asarray(ensemble.predict_proba(rows.inputs)),
+        "validation": split.test,
+        "probabilities": np.asarray(ensemble.predict_proba(split.test.inputs)),
     }
