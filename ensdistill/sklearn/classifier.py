@@ -8,11 +8,11 @@ import numpy as np
 from sklearn.base import ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from ensdistill.job.predictions import predict
 from ensdistill.sklearn.base import Distilled
 from ensdistill.sklearn.inputs import check_predict
 from ensdistill.sklearn.teachers import takes_several
 from ensdistill.student.serving.base import sigmoid
+from ensdistill.teachers.predict import outputs_of
 
 
 class DistilledClassifier(ClassifierMixin, Distilled):
@@ -150,7 +150,7 @@ class DistilledClassifier(ClassifierMixin, Distilled):
     def _logits(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
         samples = check_predict(self, X, self._form, self._takes_gaps())
-        logits: np.ndarray = predict(self.student_.member, samples)
+        logits: np.ndarray = outputs_of(self.student_.member, samples)
         return logits
 
     def __sklearn_tags__(self) -> Any:

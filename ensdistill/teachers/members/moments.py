@@ -30,6 +30,23 @@ class Moments(NamedTuple):
     variance: np.ndarray | None
 
 
+def as_arrays(outputs: Any) -> dict[str, np.ndarray]:
+    """Logits, or Moments, as arrays of a file: ``logits``, or ``mean`` and, where there is one, ``variance``.
+
+    >>> list(as_arrays(Moments(np.zeros((2, 1)), None)))
+    ['mean']
+    """
+    if not isinstance(outputs, Moments):
+        return {"logits": outputs}
+    mean, variance = outputs
+    return {"mean": mean} if variance is None else {"mean": mean, "variance": variance}
+
+
+def of_arrays(arrays: Mapping[str, np.ndarray]) -> Any:
+    """The logits or the Moments that :func:`as_arrays` made arrays of."""
+    return Moments(arrays["mean"], arrays.get("variance")) if "mean" in arrays else arrays["logits"]
+
+
 def as_moments(name: str, mean: Any, variance: Any = None) -> Moments:
     """Numbers [N] or [N, D] as moments; NaN, infinity and negative variances are left to `check_moments`."""
     parts = [None if part is None else np.asarray(part) for part in (mean, variance)]
