@@ -17,9 +17,10 @@ import yaml
 from search_helpers import Material, Tiny
 
 from ensdistill.data import Rows
+from ensdistill.student.quality import Quality
 from ensdistill.student.search import OtherSearch, SearchSettings, TooFewRows
 from ensdistill.student.search.build import Builder
-from ensdistill.student.search.figures import Quality, ensemble_figures, figures_of
+from ensdistill.student.search.figures import ensemble_figures, figures_of
 from ensdistill.student.search.journal import JOURNAL, Journal
 from ensdistill.student.search.judging import Kept, kept
 from ensdistill.student.search.latency import Latency
@@ -227,7 +228,7 @@ def test_a_share_is_that_of_the_labels_where_they_show_a_gain():
     ensemble = ensemble_figures(judged)
     unsure, half = figures_of(np.zeros((400, 3)), judged), figures_of(np.zeros((400, 3)), judged)
     parts = ensemble.by_labels, unsure.by_labels
-    between = Quality(lambda weights: sum(one.statistic(weights) for one in parts) / 2, 400)
+    between = Quality(lambda weights: sum(one.statistic(weights) for one in parts) / 2, 400, (None, None))
     half = replace(half, by_labels=between)
     found = kept(half, unsure, ensemble)
     assert found["nll"].basis == "labels"

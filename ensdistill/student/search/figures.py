@@ -3,56 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 from scipy.special import expit, log_expit, log_softmax
 
 from ensdistill.common.tasks import Task
-from ensdistill.report import regression_metrics
-from ensdistill.report.bootstrap import Statistic, resampled, weighted_means
 from ensdistill.report.frontier import goals_of
-from ensdistill.report.multilabel_metrics import (
-    LabelProbabilities,
-    bce_rows,
-    expected_map_resampler,
-    map_resampler,
-)
+from ensdistill.report.multilabel_metrics import LabelProbabilities, expected_map_resampler
+from ensdistill.student.quality import Quality, by_labels, of_labels, of_numbers, of_rows
 from ensdistill.student.search.rows import TINY, Judged
 from ensdistill.student.search.space import Role
 from ensdistill.student.units import Units
 from ensdistill.teachers.fitting.scaling import Scaling, closest_scaling, scaling_by_labels
 from ensdistill.teachers.members import Moments
-
-RESAMPLES = 2000  # of several labels, whose average precision is slow
-
-
-@dataclass(frozen=True, eq=False)
-class Quality:
-    """The values of the task's two goals, likelihood first, on some rows; larger ones are better.
-
-    Parameters
-    ----------
-    statistic : callable
-        From row weights [R, M] to values [R, 2].
-    rows, resamples : int
-    """
-
-    statistic: Statistic
-    rows: int
-    resamples: int = 4000
-
-    @cached_property
-    def values(self) -> np.ndarray:
-        """[2]; on all rows."""
-        found: np.ndarray = self.statistic(np.ones((1, self.rows)))[0]
-        return found
-
-    @cached_property
-    def draws(self) -> np.ndarray:
-        """[R, 2]; on resampled rows, which are the same ones for all models."""
-        return resampled([self.statistic], [self.rows], resamples=self.resamples)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,15 +52,22 @@ def figures_of(outputs: Any, judged: Judged, scaling: Scaling | None = None) -> 
         else:
             scaling = closest_scaling(task, outputs, judged.ensemble)
     by_ensemble, likeness = _BY_ENSEMBLE[task](outputs, scaling, judged)
-    means, by_labels = {"kl": -float(by_ensemble.values[0]), **likeness}, None
+    means, quality = {"kl": -float(by_ensemble.values[0]), **likeness}, None
     second, metrics = float(by_ensemble.values[1]), goals_of(task)
     means[f"expected_{metrics[1].name}"] = metrics[1].sign * second
     if labelled.any():
-        by_labels = _BY_LABELS[task](outputs, scaling, judged)
-        means |= {m.name: m.sign * float(v) for m, v in zip(metrics, by_labels.values, strict=True)}
+        calibrated = scaling.logits(outputs) if task != "regression" else scaling.moments(outputs)
+        quality = by_labels(task, _taken(calibrated, labelled), judged.rows.labels[labelled])
+        means |= {m.name: m.sign * float(v) for m, v in zip(metrics, quality.values, strict=True)}
     numbers = {name: value for name, value in scaling.record().items() if isinstance(value, float)}
     own = {"temperature": scaling.temperature} if task != "regression" else {}
-    return Figures(task, by_ensemble, by_labels, means | own | numbers)
+    return Figures(task, by_ensemble, quality, means | own | numbers)
+
+
+def _taken(outputs: Any, chosen: np.ndarray) -> Any:
+    if not isinstance(outputs, Moments):
+        return outputs[chosen]
+    return Moments(*(None if part is None else part[chosen] for part in outputs))
 
 
 def ensemble_figures(judged: Judged) -> Figures:
@@ -125,24 +96,12 @@ def objective(figures: Figures, role: Role) -> float:
 
 
 def _classes(outputs: np.ndarray, scaling: Scaling, judged: Judged) -> tuple[Quality, dict[str, float]]:
-    log_q, p = _log_probabilities(outputs, scaling), judged.ensemble
+    log_q, p = log_softmax(scaling.logits(np.asarray(outputs, np.float64)), axis=1), judged.ensemble
     chosen = log_q.argmax(1)
     entropy = (p * np.log(np.maximum(p, TINY))).sum(1)
     kl = entropy - (p * np.maximum(log_q, np.log(TINY))).sum(1)
     agreement = float((chosen == p.argmax(1)).mean())
-    return _of_rows(-kl, p[np.arange(len(p)), chosen]), {"agreement": agreement}
-
-
-def _class_labels(outputs: np.ndarray, scaling: Scaling, judged: Judged) -> Quality:
-    labels = judged.rows.labels[judged.labelled]
-    log_q = _log_probabilities(outputs[judged.labelled], scaling)
-    right = (log_q.argmax(1) == labels).astype(np.float64)
-    return _of_rows(log_q[np.arange(len(labels)), labels], right)
-
-
-def _log_probabilities(logits: np.ndarray, scaling: Scaling) -> np.ndarray:
-    found: np.ndarray = log_softmax(scaling.logits(np.asarray(logits, np.float64)), axis=1)
-    return found
+    return of_rows(-kl, p[np.arange(len(p)), chosen]), {"agreement": agreement}
 
 
 def _several(outputs: np.ndarray, scaling: Scaling, judged: Judged) -> tuple[Quality, dict[str, float]]:
@@ -151,14 +110,7 @@ def _several(outputs: np.ndarray, scaling: Scaling, judged: Judged) -> tuple[Qua
     kl = sum(a * (np.log(np.maximum(a, TINY)) - np.maximum(log_b, np.log(TINY))) for a, log_b in parts)
     precision = expected_map_resampler(LabelProbabilities(expit(odds)), p)
     agreement = float(((odds > 0) == (p > 0.5)).mean())
-    return _with(-np.asarray(kl).mean(1), precision), {"agreement": agreement}
-
-
-def _several_labels(outputs: np.ndarray, scaling: Scaling, judged: Judged) -> Quality:
-    labels = judged.rows.labels[judged.labelled]
-    odds = scaling.logits(np.asarray(outputs[judged.labelled], np.float64))
-    prediction = LabelProbabilities(expit(odds))
-    return _with(-bce_rows(prediction, labels), map_resampler(prediction, labels))
+    return of_labels(-np.asarray(kl).mean(1), precision), {"agreement": agreement}
 
 
 def _numbers(outputs: Moments, scaling: Scaling, judged: Judged) -> tuple[Quality, dict[str, float]]:
@@ -172,45 +124,7 @@ def _numbers(outputs: Moments, scaling: Scaling, judged: Judged) -> tuple[Qualit
         v, own = np.maximum(wanted, least), np.maximum(variance, least)
         kl = (np.log(own / v) + (v + np.square(mean - middle)) / own - 1).sum(1) / 2
         expected = distance + v / np.square(scale)
-    return _rooted(-kl, expected.mean(1)), {"distance": float(distance.mean())}
-
-
-def _numbers_labels(outputs: Moments, scaling: Scaling, judged: Judged) -> Quality:
-    chosen = judged.labelled
-    found = regression_metrics.Forecasts(*scaling.moments(outputs)).take(chosen)
-    labels = judged.rows.labels[chosen]
-    nll = regression_metrics.nll_rows(found, labels)
-    return _rooted(-nll, regression_metrics.squared_rows(found, labels))
-
-
-def _of_rows(first: np.ndarray, second: np.ndarray) -> Quality:
-    return Quality(weighted_means(np.stack([first, second], 1)), len(first))
-
-
-def _with(first: np.ndarray, second: Any) -> Quality:
-    """Means of the first, and another statistic."""
-    means = weighted_means(first[:, None])
-    return Quality(
-        lambda weights: np.stack([means(weights)[:, 0], second(weights)], 1),
-        len(first),
-        RESAMPLES,
-    )
-
-
-def _rooted(first: np.ndarray, squared: np.ndarray) -> Quality:
-    """Means of the first, and the negative root of the other's means."""
-    means = weighted_means(np.stack([first, squared], 1))
-
-    def values(weights: np.ndarray) -> np.ndarray:
-        found = means(weights)
-        return np.stack([found[:, 0], -np.sqrt(found[:, 1])], 1)
-
-    return Quality(values, len(first))
+    return of_numbers(-kl, expected.mean(1)), {"distance": float(distance.mean())}
 
 
 _BY_ENSEMBLE: Any = {"classification": _classes, "multilabel": _several, "regression": _numbers}
-_BY_LABELS: Any = {
-    "classification": _class_labels,
-    "multilabel": _several_labels,
-    "regression": _numbers_labels,
-}

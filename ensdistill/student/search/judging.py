@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 
 from ensdistill.report.bootstrap import interval, ratio_interval
 from ensdistill.report.frontier import goals_of, kept_text
-from ensdistill.student.search.figures import Figures, Quality, figures_of
+from ensdistill.student.quality import Quality
+from ensdistill.student.search.figures import Figures, figures_of
 from ensdistill.student.search.journal import Journal, Record
 from ensdistill.student.search.rows import Lessons
 
