@@ -19,8 +19,8 @@ class DistilledRegressor(RegressorMixin, Distilled):
 
     The parameters are those of :class:`ensdistill.sklearn.DistilledClassifier`, with regressors in the place
     of classifiers. A network learns the ensemble's mean on standardised numbers; a ``StudentConfig`` with
-    ``variance`` learns its variance, too. ``temperature``, and the searches by ``keep`` and ``max_*``, are
-    for classes alone.
+    ``variance`` learns its variance, too. ``keep`` is a share of the gain in NLL and in RMSE. ``temperature``
+    is for classes alone.
 
     Attributes
     ----------
