@@ -134,8 +134,7 @@ class HeldOut:
     def of_members(self, chosen: np.ndarray) -> Any:
         """The predictions of some members, by a mask [K]."""
         if isinstance(self.predictions, Moments):
-            mean, variance = self.predictions
-            return Moments(mean[chosen], None if variance is None else variance[chosen])
+            return self.predictions.take(chosen)
         return self.predictions[chosen]
 
 

@@ -54,8 +54,8 @@ class DistilledClassifier(ClassifierMixin, Distilled):
         :mod:`ensdistill.student.automatic`.
     keep : float, optional
         In place of a student: a search finds the smallest one that keeps this share, such as 0.95, of the
-        ensemble's gain over *direct*, in NLL and in accuracy, on rows that neither teachers nor students
-        learn from. See :func:`ensdistill.student.search.search_student`.
+        ensemble's gain over *direct*, in NLL and in accuracy (of several labels in BCE and in mAP), on rows
+        that neither teachers nor students learn from. See :func:`ensdistill.student.search.search_student`.
     max_latency, max_bytes, max_parameters : optional
         The student's largest time of one row (``"50us"``), size (``"200kB"``) and number of parameters;
         without ``keep`` the search finds the student within them that keeps the most.

@@ -170,7 +170,7 @@ class HeldOut:
         if self.task != "regression":
             tempered = self.ensemble.apply_temperatures(self.predictions)[index]
             return tempered * self.ensemble.temperature
-        own = Moments(*(None if part is None else part[index] for part in self.predictions))
+        own = self.predictions.take(index)
         return scaling_by_labels("regression", own, self.labels).moments(own)
 
     def _with_variance(self, moments: Moments) -> Moments:

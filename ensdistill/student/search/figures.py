@@ -56,18 +56,15 @@ def figures_of(outputs: Any, judged: Judged, scaling: Scaling | None = None) -> 
     second, metrics = float(by_ensemble.values[1]), goals_of(task)
     means[f"expected_{metrics[1].name}"] = metrics[1].sign * second
     if labelled.any():
-        calibrated = scaling.logits(outputs) if task != "regression" else scaling.moments(outputs)
-        quality = by_labels(task, _taken(calibrated, labelled), judged.rows.labels[labelled])
+        if task == "regression":
+            own: Any = scaling.moments(outputs).take(labelled)
+        else:
+            own = scaling.logits(outputs)[labelled]
+        quality = by_labels(task, own, judged.rows.labels[labelled])
         means |= {m.name: m.sign * float(v) for m, v in zip(metrics, quality.values, strict=True)}
     numbers = {name: value for name, value in scaling.record().items() if isinstance(value, float)}
-    own = {"temperature": scaling.temperature} if task != "regression" else {}
-    return Figures(task, by_ensemble, quality, means | own | numbers)
-
-
-def _taken(outputs: Any, chosen: np.ndarray) -> Any:
-    if not isinstance(outputs, Moments):
-        return outputs[chosen]
-    return Moments(*(None if part is None else part[chosen] for part in outputs))
+    numbers |= {"temperature": scaling.temperature} if task != "regression" else {}
+    return Figures(task, by_ensemble, quality, means | numbers)
 
 
 def ensemble_figures(judged: Judged) -> Figures:

@@ -29,6 +29,10 @@ class Moments(NamedTuple):
     mean: np.ndarray
     variance: np.ndarray | None
 
+    def take(self, index: Any) -> Moments:
+        """Those of some rows, or of an ensemble's members, by positions or a mask along the first axis."""
+        return Moments(self.mean[index], None if self.variance is None else self.variance[index])
+
 
 def as_arrays(outputs: Any) -> dict[str, np.ndarray]:
     """Logits, or Moments, as arrays of a file: ``logits``, or ``mean`` and, where there is one, ``variance``.
