@@ -15,7 +15,7 @@ from scipy.special import expit
 from ensdistill.common.tasks import Task, task_of
 from ensdistill.report.multilabel_metrics import LabelProbabilities, tuned_thresholds
 from ensdistill.report.regression_metrics import Forecasts
-from ensdistill.student.choices import HELD_OUT, scaling_of
+from ensdistill.teachers.choices import HELD_OUT, scaling_of
 from ensdistill.teachers.fitting.calibration import probabilities as probabilities_of
 from ensdistill.teachers.fitting.scaling import Scaling
 from ensdistill.teachers.members import Member, Moments

@@ -14,10 +14,10 @@ from ensdistill.cache import TargetCache
 from ensdistill.common.random import random_generator
 from ensdistill.job.prepared import prepare_student
 from ensdistill.job.run_folder import RunFolder, Unit
-from ensdistill.student.choices import HELD_OUT
 from ensdistill.student.preflight import HeldOut, Preflight, Spread, mean_spread, preflight
 from ensdistill.student.units import Units
 from ensdistill.teachers import Ensemble
+from ensdistill.teachers.choices import HELD_OUT
 from ensdistill.teachers.members.moments import Moments, of_arrays
 
 ROWS = 4096  # of each origin, by which the members' spread is measured
