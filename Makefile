@@ -6,7 +6,9 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
-# Python compiles the modules that are imported; pip would compile all 19 000 of the packages, for some 46 s.
+# Python compiles the modules that are imported; pip would compile all 19 000 of the packages, for some 46 s. The
+# compiled modules must be kept: without them each of the tests' processes compiles torch and all else again.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install -q --no-compile --disable-pip-version-check
 # Two jobs: the extension is compiled while packages are installed, and `make lint test` runs the linters beside the tests.
 MAKEFLAGS += -j2
