@@ -45,7 +45,7 @@ setup: .venv/.installed .venv/.built
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || \
 	  { rm -rf .venv; echo "python's venv module is missing. Debian/Ubuntu: apt-get install python3-venv"; exit 1; }
 	@echo "installing $(TORCH) into .venv ..."
-	@$(PIP) '$(TORCH)' numpy 'setuptools>=77' wheel ninja || \
+	@$(PIP) '$(TORCH)' numpy 'setuptools>=77' 'setuptools-scm>=8' wheel ninja || \
 	  { echo "$(TORCH) can't be installed. Name a build that your platform has: make TORCH='torch==2.12.0'"; exit 1; }
 	@touch $@
 

@@ -9,7 +9,7 @@ needs no torch loads none.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__: str  # of the installed package's metadata
 
 _HOMES = {
     "teachers": ("Ensemble", "train_ensemble"),
@@ -64,6 +64,13 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib import metadata
+
+        try:
+            return metadata.version("ensdistill")
+        except metadata.PackageNotFoundError:  # a copy of the source that was never installed
+            return "0+unknown"
     if name not in _HOME:
         raise AttributeError(f"module 'ensdistill' has no attribute {name!r}")
     return getattr(import_module(f"ensdistill.{_HOME[name]}"), name)
