@@ -33,6 +33,7 @@ _HOMES = {
     "loss.encoders": ("quantize_logits", "sample_counts", "top_k_targets"),
     "loss.modules": ("DistillationLoss",),
     "student": ("StudentTrainer",),
+    "student.serving": ("Student",),
     "job.serving": ("load_student",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from ensdistill.loss.modules import DistillationLoss
     from ensdistill.loss.targets import Counts, EnsembleLogits, LogProbs, Probs, QuantizedLogits, TopK
     from ensdistill.student import StudentTrainer
+    from ensdistill.student.serving import Student
     from ensdistill.teachers import Ensemble, train_ensemble
     from ensdistill.teachers.members import (
         ArrayMember,

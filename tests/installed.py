@@ -47,7 +47,9 @@ def check_cache_and_student(folder: Path) -> None:
     members = [partial(lambda rows, k: logits[k, rows[:, 4].astype(int)], k=k) for k in range(2)]
     numbered = np.column_stack([x, np.arange(300)]).astype(np.float32)
     rows = Rows(numbered, np.arange(300), labels)
-    cache_targets(Ensemble.from_members(members, output="logits", classes=("no", "yes")), rows, folder / "targets")
+    cache_targets(
+        Ensemble.from_members(members, output="logits", classes=("no", "yes")), rows, folder / "targets"
+    )
     cache = TargetCache.open(folder / "targets", check="full")
     np.testing.assert_allclose(cache.gather_logits(rows.uids), logits, atol=0.1)
     student = StudentTrainer(Optimization(steps=200)).distill(lambda: MLP(5, [16], 2), rows, cache).module
@@ -63,7 +65,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         check_cache_and_student(Path(folder))
     command = [sys.executable, "-m", "ensdistill", "--version"]
-    said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tempfile.gettempdir()).stdout
+    said = subprocess.run(
+        command, capture_output=True, text=True, check=True, cwd=tempfile.gettempdir()
+    ).stdout
     assert said == f"ensdistill {ensdistill.__version__}\n", said
     info = build_info()
     print(said.strip(), "Python", sys.version.split()[0], json.dumps(info["torch"]), json.dumps(info["cpu"]))
