@@ -9,15 +9,23 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 import ensdistill
-from ensdistill import Ensemble, Optimization, Rows, StudentTrainer, TargetCache, cache_targets
-from ensdistill.functional import distillation_loss, quantize_logits
+from ensdistill import (
+    ArrayMember,
+    Ensemble,
+    Optimization,
+    Rows,
+    StudentTrainer,
+    TargetCache,
+    cache_targets,
+    distillation_loss,
+    quantize_logits,
+)
 from ensdistill.loss.ops import build_info
 from ensdistill.models import MLP
 
@@ -44,16 +52,13 @@ def check_cache_and_student(folder: Path) -> None:
     labels = (x[:, 0] + x[:, 1] > 0).astype(np.int64)
     scores = np.stack([x[:, 0] + x[:, 1], x[:, 0] + x[:, 1] + 0.1 * x[:, 2]]) * 3
     logits = np.stack([-scores, scores], -1).astype(np.float32)
-    members = [partial(lambda rows, k: logits[k, rows[:, 4].astype(int)], k=k) for k in range(2)]
-    numbered = np.column_stack([x, np.arange(300)]).astype(np.float32)
-    rows = Rows(numbered, np.arange(300), labels)
-    cache_targets(
-        Ensemble.from_members(members, output="logits", classes=("no", "yes")), rows, folder / "targets"
-    )
+    members = [ArrayMember(x, logits=z, name=f"m{k}", classes=("no", "yes")) for k, z in enumerate(logits)]
+    rows = Rows(x, np.arange(300), labels)
+    cache_targets(Ensemble.from_members(members), rows, folder / "targets")
     cache = TargetCache.open(folder / "targets", check="full")
     np.testing.assert_allclose(cache.gather_logits(rows.uids), logits, atol=0.1)
-    student = StudentTrainer(Optimization(steps=200)).distill(lambda: MLP(5, [16], 2), rows, cache).module
-    answers = student(torch.from_numpy(numbered)).argmax(1).numpy()
+    student = StudentTrainer(Optimization(steps=200)).distill(lambda: MLP(4, [16], 2), rows, cache).module
+    answers = student(torch.from_numpy(x)).argmax(1).numpy()
     assert (answers == labels).mean() > 0.9, answers
 
 
