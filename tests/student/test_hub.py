@@ -82,7 +82,7 @@ def test_a_folder_is_read_without_the_hub(tmp_path, monkeypatch):
         again = Student.from_pretrained(tmp_path / name)
         np.testing.assert_array_equal(again.predict_proba(samples), student.predict_proba(samples))
     config = json.loads((tmp_path / "small" / "config.json").read_text())
-    assert config == {"library_name": "ensdistill", "task": "classification", "description": "student.json"}
+    assert config == {"library_name": "ensdistill", "task": "classification"}
 
 
 def test_the_card_names_samples_and_classes_and_loads_the_student(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -154,10 +155,10 @@ class Student(Predictor):
         name : str, optional
             The repository's, for the card; by default the folder's own name.
         """
-        from ensdistill.student.serving.hub import HubStudent
+        from ensdistill.student.serving.hub import OnHub
 
         card = {"name": name or Path(folder).resolve().name}
-        HubStudent(self).save_pretrained(folder, model_card_kwargs=card)
+        OnHub(self).save_pretrained(folder, model_card_kwargs=card)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload the student to the Hugging Face Hub: safetensors, JSON, and a model card.
@@ -180,9 +181,9 @@ class Student(Predictor):
         ValueError
             The member can't be saved without pickle; its own message.
         """
-        from ensdistill.student.serving.hub import HubStudent
+        from ensdistill.student.serving.hub import OnHub
 
-        return str(HubStudent(self).push_to_hub(repo_id, model_card_kwargs={"name": repo_id}, **options))
+        return str(OnHub(self).push_to_hub(repo_id, model_card_kwargs={"name": repo_id}, **options))
 
     @classmethod
     def from_pretrained(cls, name: Path | str, *, trusted: Sequence[str] = (), **options: Any) -> Student:
@@ -205,9 +206,10 @@ class Student(Predictor):
         huggingface_hub.errors.RepositoryNotFoundError
             There is no such repository, or it needs a token.
         """
-        from ensdistill.student.serving.hub import HubStudent
+        from ensdistill.student.serving.hub import OnHub
 
-        return HubStudent.from_pretrained(name, trusted=trusted, **options).student
+        load = partial(cls.load, trusted=trusted)
+        return OnHub.from_pretrained(name, load=load, **options).student
 
 
 def description(student: Described) -> dict[str, Any]:
