@@ -152,7 +152,9 @@ def draw(found: Mapping[str, Any]) -> Figure:
                 axes.plot(one["bytes"], 100 * one["share"], "o", markersize=14, fillstyle="none", color=INK)
         if found["keep"] is not None:
             axes.axhline(100 * found["keep"], color=INK, linestyle="--", linewidth=0.8)
-        axes.set(xscale="log", xlabel="bytes of the student", ylabel="% of the gain over direct that is kept")
+        if any(kept["share"] is not None for one in found["points"] for kept in one["kept"].values()):
+            axes.set_xscale("log")  # which an axis without a point refuses when it is drawn
+        axes.set(xlabel="bytes of the student", ylabel="% of the gain over direct that is kept")
         low = min((100 * one["share"] for one in leading), default=0.0)
         axes.set_ylim(min(0.0, low) - 5, 110)
         axes.legend(loc="lower right", fontsize=8)

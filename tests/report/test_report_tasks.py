@@ -15,7 +15,7 @@ from report_task_cases import LABELS, NOISE, label_results, number_results
 from rich.console import Console
 
 from ensdistill.common.tasks import TASKS
-from ensdistill.report import Forecasts, RunResults, as_text, judge
+from ensdistill.report import Forecasts, RunResults, as_text, frontier, judge
 from ensdistill.report.bootstrap import interval
 from ensdistill.report.compare import compared, comparison_table, differences, figures_table, write_comparison
 from ensdistill.report.drawing import svg
@@ -321,12 +321,13 @@ def test_runs_of_one_task_are_compared(tmp_path: Path) -> None:
 
 def test_a_searchs_frontier_shows_the_tasks_metrics() -> None:
     kept = {"share": 0.9, "low": 0.8, "high": 1.0, "basis": "labels"}
+    none = {"share": None, "low": None, "high": None, "basis": "labels"}
     point = {
         "candidate": "mlp/64",
         "parameters": 10,
         "bytes": 40,
         "latency": None,
-        "kept": {"rmse": kept},
+        "kept": {"nll": none, "rmse": kept},
         "figures": {"rmse": 0.25},
         "frontier": True,
     }
@@ -348,9 +349,16 @@ def test_a_searchs_frontier_shows_the_tasks_metrics() -> None:
         "notes": [],
     }
     text = "\n".join(lines(found))
-    assert re.search(r"kept RMSE +RMSE\n→ mlp/64 .* 90 % \[80, 100\] +0.2500\n", text)
+    assert re.search(r"kept NLL +kept RMSE +NLL +RMSE\n→ mlp/64 .* - +90 % \[80, 100\] +0\.2500\n", text)
     assert "accuracy" not in text
     assert "agreement" not in text
+    # Without a gain of the ensemble there is no share, and the figure has no point.
+    without = {
+        **found,
+        "keep": 0.9,
+        "points": [{**point, "share": None, "kept": {"nll": none, "rmse": none}}],
+    }
+    assert "<svg" in svg(frontier.draw(without))
 
 
 @TASK
