@@ -15,6 +15,7 @@ from ensdistill.report.drawing import (
     MARKERS,
     OTHER,
     UNSCALED,
+    lay_out,
     panels,
     plain_log_ticks,
     styled,
@@ -57,9 +58,8 @@ def draw(results: RunResults, report: dict[str, Any]) -> dict[str, Figure]:
         figures["latency"] = _latency(report)
         if any(student.curves for student in results.students):
             figures["learning_curves"] = _learning_curves(results)
-        for figure in figures.values():  # laid out once; each format would do it again, for half of its time
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")
+        for figure in figures.values():
+            lay_out(figure)
     return figures
 
 
@@ -178,9 +178,10 @@ def _latency(report: dict[str, Any]) -> Figure:
                 continue
             axis.plot(x, y, MARKERS[kind], color=COLOURS[kind], markersize=8)
             axis.annotate(label, (x, y), textcoords="offset points", fontsize=9, **place)
-        axis.set_xscale("log")
+        if axis.lines:  # matplotlib has no logarithmic ticks without a point
+            axis.set_xscale("log")
+            plain_log_ticks(axis.xaxis)
         axis.margins(x=0.36, y=0.14)
-        plain_log_ticks(axis.xaxis)
         axis.set(title=f"batch of {batch.removeprefix('batch_')}", xlabel="median latency, ms")
     axes[0, 0].set_ylabel(metric.title)
     entries: Sequence[tuple[str, str, str]] = [
