@@ -105,7 +105,12 @@ def test_a_fifth_of_the_labelled_rows_of_either_task_judges(task):
     x = np.random.default_rng(0).normal(size=(1200, 2))
     labels = (x > 0).astype(np.int8) if task == "multilabel" else x * 3.0
     rows = Rows(x, np.arange(1200), labels)
-    split = Split(rows, rows.take(np.arange(0)).without_labels(), rows.take(np.arange(5)), ("a", "b"))
+    split = Split(
+        rows,
+        rows.take(np.arange(0)).without_labels(),
+        Rows(x[:5], 9000 + np.arange(5), labels[:5]),
+        ("a", "b"),
+    )
     rest, held = held_back(split, 0)
     assert (len(rest.labelled), len(held)) == (960, 240)
     assert not set(held.uids) & set(rest.labelled.uids)
