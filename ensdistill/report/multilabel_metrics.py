@@ -13,7 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from ensdistill.data.tasks import UNKNOWN
-from ensdistill.report.metrics import BINS, PROBABILITY_FLOOR, Reliability, binned, mean_of
+from ensdistill.report.metrics import (
+    BINS,
+    PROBABILITY_FLOOR,
+    Reliability,
+    binned,
+    check_dtype,
+    check_unit,
+    mean_of,
+)
 
 THRESHOLD = 0.5
 Resampler = Callable[[np.ndarray], np.ndarray]  # from row weights [R, N] to values [R]
@@ -61,10 +69,8 @@ def check(prediction: LabelProbabilities, labels: np.ndarray, name: str = "proba
         A shape or a value is wrong; the message names the first bad row.
     """
     p, thresholds = prediction.values, prediction.thresholds
-    for label, value, dtype in ((name, p, np.float64), ("labels", labels, np.int8)):
-        if not isinstance(value, np.ndarray) or value.dtype != dtype:
-            got = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
-            raise TypeError(f"{label}: expected a {np.dtype(dtype)} array; got {got}")
+    check_dtype(name, p, np.float64)
+    check_dtype("labels", labels, np.int8)
     if p.ndim != 2 or not p.size:
         raise ValueError(f"{name}: expected [N, C] with N and C at least 1; got {list(p.shape)}")
     if labels.shape != p.shape:
@@ -76,12 +82,7 @@ def check(prediction: LabelProbabilities, labels: np.ndarray, name: str = "proba
         if wrong.any():
             row = int(wrong.any(1).argmax())
             raise ValueError(f"labels: expected {expected}; row {row} has {labels[row][wrong[row]][0]}")
-    bad = ~((p >= 0) & (p <= 1)).all(1)  # the negation catches NaN
-    if bad.any():
-        row = int(bad.argmax())
-        raise ValueError(
-            f"{name}: expected values in [0, 1]; row {row} has {p[row].min()} to {p[row].max()} (log-odds?)"
-        )
+    check_unit(name, p, hint=" (log-odds?)")
     if thresholds is not None and (thresholds.shape != p.shape[1:] or not np.isfinite(thresholds).all()):
         raise ValueError(
             f"thresholds of {name}: expected {p.shape[1]} finite numbers, one for each label; got "
