@@ -23,6 +23,7 @@ from ensdistill.job.search_config import predictions, too_few
 from ensdistill.job.student_rows import choices, student_rows
 from ensdistill.student.search import OtherSearch, Point, SearchResult, search_student
 from ensdistill.student.search.journal import ABOUT, optuna_of
+from ensdistill.student.search.rows import LEAST, SHARE
 from ensdistill.teachers import Ensemble
 from ensdistill.teachers.members.moments import as_arrays, of_arrays
 
@@ -86,7 +87,7 @@ def _search(run: RunFolder, unit: Unit, asked: Any, progress: Any, write: bool =
     student = config.distill.students[unit.student]
     mixtures = {
         name: student_rows(run, seed, given, folder / TARGETS / name.replace(" ", "_"), write=write)
-        for name, given in choices(run, seed).items()
+        for name, given in judgeable(run, seed).items()
     }
     return search_student(
         *mixtures.pop("given"),
@@ -99,6 +100,17 @@ def _search(run: RunFolder, unit: Unit, asked: Any, progress: Any, write: bool =
         seed=seed,
         progress=progress,
     )
+
+
+def judgeable(run: RunFolder, seed: int) -> dict[str, StudentRows | None]:
+    """The parts of the transfer set among which the search chooses.
+
+    Each has the rows that judge. Where these are of a transfer set with a small pool, some are synthetic.
+    """
+    found, config = choices(run, seed), run.config
+    if config.validation(seed) is None and SHARE * len(config.split(seed).pool) < LEAST:
+        return {name: one for name, one in found.items() if one is None or one.synthetic > 0}
+    return found
 
 
 def _with_rows(found: SearchResult, known: Mapping[str, StudentRows | None]) -> SearchResult:

@@ -22,8 +22,9 @@ def goals_of(task: Task) -> list[Metric]:
 
 
 def goals(found: Mapping[str, Any]) -> list[Metric]:
-    """Those of a search's result."""
-    return goals_of(found.get("task", "classification"))
+    """Those that a search's result has."""
+    own = goals_of(found.get("task", "classification"))
+    return [metric for metric in own if all(metric.name in one["kept"] for one in found["points"])]
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:

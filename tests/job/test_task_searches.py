@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -18,8 +19,10 @@ from ensdistill.cli.settings import load_config
 from ensdistill.data import Rows
 from ensdistill.data.splits import Split
 from ensdistill.data.transfer import TransferSet
+from ensdistill.job.rows_config import StudentRows
 from ensdistill.job.run_folder import RunFolder
 from ensdistill.job.search_config import held_back, too_few
+from ensdistill.job.searching import judgeable
 from ensdistill.student.search.latency import Latency
 
 ROWS = 1500
@@ -100,12 +103,30 @@ def test_the_preflight_has_the_tasks_metrics_and_no_rule(job):
     assert f"no rule for the task {task} yet" in flat(text)
 
 
+@pytest.mark.parametrize(
+    ("pool", "validation", "without"), [(100, None, False), (900, None, True), (100, 1, True)]
+)
+def test_synthetic_rows_stay_where_they_have_to_judge(pool, validation, without):
+    known = {"given": None, "part": StudentRows(synthetic=0.25), "none": StudentRows(synthetic=0.0)}
+    config = SimpleNamespace(
+        validation=lambda seed: validation, split=lambda seed: SimpleNamespace(pool=range(pool))
+    )
+    with mock.patch("ensdistill.job.searching.choices", return_value=known):
+        found = judgeable(SimpleNamespace(config=config), 0)
+    assert list(found) == ["given", "part", *["none"] * without]
+
+
 @pytest.mark.parametrize("task", TARGETS)
 def test_a_fifth_of_the_labelled_rows_of_either_task_judges(task):
     x = np.random.default_rng(0).normal(size=(1200, 2))
     labels = (x > 0).astype(np.int8) if task == "multilabel" else x * 3.0
     rows = Rows(x, np.arange(1200), labels)
-    split = Split(rows, rows.take(np.arange(0)).without_labels(), rows.take(np.arange(5)), ("a", "b"))
+    split = Split(
+        rows,
+        rows.take(np.arange(0)).without_labels(),
+        Rows(x[:5], 9000 + np.arange(5), labels[:5]),
+        ("a", "b"),
+    )
     rest, held = held_back(split, 0)
     assert (len(rest.labelled), len(held)) == (960, 240)
     assert not set(held.uids) & set(rest.labelled.uids)
