@@ -52,6 +52,20 @@ def test_zero_at_the_moments_and_nowhere_less():
     torch.testing.assert_close(near, torch.full((4,), 2 * 1e-6 / 4), rtol=2e-3, atol=0)
 
 
+@pytest.mark.parametrize("beta", [0.5, 1.0])
+def test_beta_scales_the_gradient_of_the_mean_alone(beta):
+    mean, log_v, means, variances = (part.requires_grad_() for part in make())
+    plain = gaussian_distillation_loss(mean, log_v, means, variances)
+    of_mean, of_log_v = torch.autograd.grad(plain, (mean, log_v))
+    scaled = gaussian_distillation_loss(mean, log_v, means, variances, beta=beta)
+    torch.testing.assert_close(scaled, plain)
+    found = torch.autograd.grad(scaled, (mean, log_v))
+    torch.testing.assert_close(found, (of_mean * (beta * log_v.detach()).exp(), of_log_v))
+    if beta == 1:  # half the squared error's
+        error = mean.detach() - gaussian_moments(means, variances)[0]
+        torch.testing.assert_close(found[0], error / len(mean))
+
+
 def test_members_that_agree_ask_for_the_least_variance():
     mean, log_v = torch.zeros(1, 1), torch.full((1, 1), 1e-4).log()
     assert gaussian_distillation_loss(mean, log_v, torch.zeros(3, 1, 1), min_variance=1e-4) == 0

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 from ensdistill.common.tasks import Task
 from ensdistill.data.tasks import UNKNOWN, task_of_labels
+from ensdistill.loss.gaussian import relative_error
+from ensdistill.loss.regression import BETA
 from ensdistill.teachers.stack.label_loss import LabelLoss
 
 
@@ -38,7 +40,7 @@ class Objective:
     task : {"classification", "multilabel", "regression"}
         Cross entropy; the sum of the binary cross entropies of a row's known labels, weighed by ``positive``
         and ``each``; half the squared error of standardised numbers, or their Gaussian NLL without its
-        constant.
+        constant, whose mean has the gradient of the squared error (`ensdistill.loss.regression.BETA`).
     outputs : int
         Of a model for each row.
     label_smoothing : float
@@ -109,11 +111,11 @@ class Objective:
         location, scale = self.units
         target = ((labels - location) / scale).to(outputs.dtype)
         count = target.shape[-1]
-        squared = (outputs[..., :count] - target).square()
         if self.outputs == count:
-            return squared.sum(-1) / 2
+            return (outputs - target).square().sum(-1) / 2
         log_variance = outputs[..., count:]
-        return (log_variance + squared * torch.exp(-log_variance)).sum(-1) / 2
+        relative = relative_error(outputs[..., :count] - target, log_variance, BETA)
+        return (log_variance + relative).sum(-1) / 2
 
     def accuracies(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """The share of right classes, or of known labels on their own side of 1/2, for each model; NaN of
