@@ -97,9 +97,7 @@ def test_regressors_of_several_numbers_give_their_own_means(estimator):
 
 def test_a_regressor_for_each_number_is_one_graph():
     each = [Ridge().fit(X, NUMBERS[:, 0]), DecisionTreeRegressor(max_depth=3).fit(X, NUMBERS[:, 1])]
-    members = [
-        SklearnMember(one, name=n, task="regression") for one, n in zip(each, SIZES, strict=True)
-    ]
+    members = [SklearnMember(one, name=n, task="regression") for one, n in zip(each, SIZES, strict=True)]
     student, model = exported(ColumnsMember(members, name="each", classes=SIZES, task="regression"), SIZES)
     np.testing.assert_allclose(run_onnx(model, X)[0], student.predict(X), rtol=1e-6)
 

@@ -59,7 +59,9 @@ def numbers(graph: Graph, member: SklearnMember, values: Values) -> str:
             f"export: ONNX can't express the deviations of {type(member.estimator).__name__}: {OF_ESTIMATORS}"
         )
     estimator, values = last_step(graph, member.estimator, values)
-    if type(estimator).__name__ == "MultiOutputRegressor" and type(estimator).__module__.startswith("sklearn."):
+    if type(estimator).__name__ == "MultiOutputRegressor" and type(estimator).__module__.startswith(
+        "sklearn."
+    ):
         each = [scores(graph, one, "predict", values) for one in estimator.estimators_]
         return graph.join([graph.op("Reshape", one, graph.constant([-1, 1])) for one in each])
     found = scores(graph, estimator, "predict", values)
