@@ -145,7 +145,7 @@ class Direct:
             weights = np.ones(len(rows)) if rows.weights is None else rows.weights
             numbers, names = Numbers(rows.labels, weights), tuple(self.classes)
             features = made.features(rows.inputs)
-            member, _ = fit_numbers(made.estimator, features, numbers, None, names, seed, name)
+            member, _ = fit_numbers(made.estimator, features, numbers, None, fitting)
             return made.member(member)
         samples = made.samples(rows.inputs)
         members: list[Member] = []
