@@ -67,8 +67,8 @@ class Wanted:
         """Raise ValueError for a task that class folders do not have."""
         if self.task not in (None, "classification") or self.separator is not None:
             raise WrongArgument(
-                "--task: expected a table for several labels or numbers, because a file lies in the folder of "
-                "one class: write a table with a column of the files' paths (of texts: with the texts), and "
+                "--task: expected a table for several labels or numbers, because a file lies in the folder "
+                "of one class: write a table with a column of the files' paths (of texts: the texts), and "
                 "columns of labels"
             )
 
@@ -83,8 +83,8 @@ class Wanted:
         """
         if self.separator is not None:
             raise WrongArgument(
-                "--separator: expected with a table, whose column holds tags; of arrays pass labels [N, C] of "
-                "0 and 1"
+                "--separator: expected with a table, whose column holds tags; of arrays pass labels [N, C] "
+                "of 0 and 1"
             )
         return None if self.task is None else check_task(self.task, "--task")
 
