@@ -30,7 +30,7 @@ def test_a_killed_run_of_another_task_ends_with_the_same_numbers(tmp_path, task)
         folders.append(folder / "runs" / "tiny")
     succeed("run", files[0])
     process = start(files[1])
-    wait_for_files(folders[1], random.Random(task).randrange(5, 40), process)
+    wait_for_files(folders[1], random.Random(task).randrange(5, 25), process)
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL, "it had ended before"
