@@ -94,13 +94,12 @@ def with_error(made: Any, library: str, settings: RegressionSettings, scale: flo
     if settings.loss == "mse":
         return made
     delta = float(settings.delta * scale)
-    return made.set_params(
-        **{
-            "lightgbm": {"objective": "huber", "alpha": delta},
-            "xgboost": {"objective": "reg:pseudohubererror", "huber_slope": delta, "base_score": middle},
-            "catboost": {"loss_function": f"Huber:delta={delta!r}"},
-        }[library]
-    )
+    own: dict[str, dict[str, Any]] = {
+        "lightgbm": {"objective": "huber", "alpha": delta},
+        "xgboost": {"objective": "reg:pseudohubererror", "huber_slope": delta, "base_score": middle},
+        "catboost": {"loss_function": f"Huber:delta={delta!r}"},
+    }
+    return made.set_params(**own[library])
 
 
 def fit_numbers(
