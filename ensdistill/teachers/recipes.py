@@ -193,6 +193,10 @@ class TorchMembers(Recipe):
         temperatures do not.
     class_weights : sequence of float [C], optional
         Of several labels: the factor of each label in the loss.
+    tune : bool
+        Find label smoothing, number of steps, weight decay and dropout near those of ``optimization`` and
+        ``model`` first, by some trainings of one member on up to 20 000 rows; see
+        :func:`ensdistill.teachers.tuning.tuned`.
 
     Examples
     --------
@@ -214,12 +218,18 @@ class TorchMembers(Recipe):
     variance: bool = False
     pos_weight: Sequence[float] | str | None = None
     class_weights: Sequence[float] | None = None
+    tune: bool = False
 
     def __post_init__(self) -> None:
         plain_fields(self)
         object.__setattr__(self, "preprocess", as_setting(self.preprocess))
         for key in ("pos_weight", "class_weights"):
             object.__setattr__(self, key, getattr(self.label_loss, key))
+        if self.tune and self.one_training:
+            raise ValueError(
+                "tune: expected members of trainings of their own; got those of one training, whose steps "
+                f"decide when each is kept: leave tune out, or method={self.method!r}"
+            )
         cls = getattr(self.model, "func", self.model)  # of a functools.partial
         default = cls.__name__.lower() if isinstance(cls, type) else "net"
         object.__setattr__(self, "name", self.name or default)
@@ -260,7 +270,7 @@ class TorchMembers(Recipe):
             torch.__version__,
             self.count if self.one_training else 0,
             # Only settings that differ from the default, so that earlier digests hold.
-            *(["variance"] if self.variance else []),
+            *(name for name in ("variance", "tune") if getattr(self, name)),
             *([[self.pos_weight, self.class_weights]] if self.label_loss.weighed else []),
         ]
         return [describe(self.model), None if self.augment is None else describe(self.augment), *made]
