@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from ensdistill.common.tasks import Task
-from ensdistill.job.predictions import Prediction, direct_held_out, predict
+from ensdistill.job.predictions import Prediction, direct_held_out
 from ensdistill.job.run_folder import RunFolder, Unit
 from ensdistill.job.scaling import calibration_rows
 from ensdistill.teachers import Ensemble
 from ensdistill.teachers.fitting.scaling import Scaling
 from ensdistill.teachers.members import Member, load_member
+from ensdistill.teachers.predict import outputs_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +46,7 @@ class Thresholds:
             return made.with_thresholds(self.direct, self.labels)
         if self.rows is None:
             return made
-        p = Prediction.of(self.task, predict(member, self.rows[0]), scaling).values.values
+        p = Prediction.of(self.task, outputs_of(member, self.rows[0]), scaling).values.values
         return made.with_thresholds(p, np.asarray(self.rows[1], np.float64))
 
     def of_member(self, kind: str, member: Member, scaling: Scaling | None = None) -> list[float] | None:
