@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xxhash
 
+from ensdistill.data import label_sets
 from ensdistill.data.batches import unlike
 from ensdistill.data.reading import default_workers
 from ensdistill.data.samples import as_samples, form, sample_hashes, subset
-from ensdistill.data.tasks import strata_of
+from ensdistill.data.tasks import strata_of, task_of_labels
 
 if TYPE_CHECKING:
     from ensdistill.data import Split
@@ -116,14 +117,18 @@ def _value(value: Any) -> Any:
 def draw_stratified(
     rows: np.ndarray, labels: np.ndarray, groups: np.ndarray, size: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw rows so that each class has the share that it has among all, and equal rows stay together.
+    """Draw rows so that each class, or each of several labels, has the share that it has among all, and equal
+    rows stay together.
 
     Parameters
     ----------
     rows : ndarray [M], int64
         Positions in ``labels`` and ``groups``.
-    labels, groups : ndarray [N], int64
-        The class, and the set of equal rows (see :func:`equal_inputs`), of every row.
+    labels : ndarray [N], int64
+        The class of every row; or labels of another task (:mod:`ensdistill.data.tasks`), of which a
+        regression's rows are drawn at random.
+    groups : ndarray [N], int64
+        The set of equal rows (see :func:`equal_inputs`) of every row.
     size : int
         Rows to draw. Fewer are drawn where no set of equal rows is small enough for the rows still missing.
     seed : int
@@ -136,6 +141,9 @@ def draw_stratified(
 
     if size in (0, len(rows)):
         return rows[:size], rows[size:]
+    if task_of_labels(labels) == "multilabel":
+        return label_sets.draw(rows, labels, groups, size, seed)
+    labels = strata_of(labels)
     _, first, of_row, counts = np.unique(
         groups[rows], return_index=True, return_inverse=True, return_counts=True
     )
@@ -197,13 +205,14 @@ def merged(numbers: np.ndarray, *others: np.ndarray | None) -> np.ndarray:
 def stratified_folds(
     inputs: Any, labels: np.ndarray, folds: int, seed: int, groups: np.ndarray | None = None
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Folds with the classes in the proportions of the whole; equal rows are in one fold.
+    """Folds with the classes, or the labels of a row, in the proportions of the whole; equal rows are in one
+    fold.
 
     Parameters
     ----------
     inputs : ndarray [N, ...], or samples of any kind
     labels : ndarray [N], int64
-        Or labels of another task, of which nothing is stratified; see :mod:`ensdistill.data.tasks`.
+        Or labels of another task; see :mod:`ensdistill.data.tasks`. A regression's rows are drawn at random.
     folds, seed : int
     groups : ndarray [N], int64, optional
         Rows with one number are in one fold too; see :attr:`ensdistill.data.Rows.groups`.
@@ -228,21 +237,23 @@ def folds_of(
     """:func:`stratified_folds`, where the sets of rows that stay together are known, int64 [N]."""
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    labels = strata_of(labels)
-    unique = len(np.unique(groups)) == len(groups)
+    different = len(np.unique(groups))
+    unique = different == len(groups)
     splitter = (StratifiedKFold if unique else StratifiedGroupKFold)(
         folds, shuffle=True, random_state=seed % 2**32
     )
-    different = len(np.unique(groups))
     if folds > different:
         raise ValueError(
             f"folds: expected at most {different}, because the rows are copies of {different} different "
             f"ones; got {folds}"
         )
-    parts = [
-        (train, held)
-        for train, held in splitter.split(np.zeros(len(labels)), labels, None if unique else groups)
-    ]
+    if task_of_labels(labels) == "multilabel":
+        each = label_sets.folds(labels, groups, folds, seed)
+        parts = [(np.setdiff1d(np.arange(len(labels)), held), held) for held in each]
+        labels = strata_of(labels)
+    else:
+        labels = strata_of(labels)
+        parts = list(splitter.split(np.zeros(len(labels)), labels, None if unique else groups))
     for train, held in parts:
         if len(held) == 0 or (lost := np.setdiff1d(labels, labels[train])).size:
             which = (

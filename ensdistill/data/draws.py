@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ensdistill.data import label_sets
 from ensdistill.data.copies import draw_stratified, folds_of
 from ensdistill.data.rows import UNLABELLED
-from ensdistill.data.tasks import strata_of
+from ensdistill.data.tasks import known_rows, strata_of, task_of_labels
 
 if TYPE_CHECKING:
     from ensdistill.data.partition import Partition, Whole
@@ -32,8 +33,8 @@ class Draw:
 
     def __init__(self, settings: Partition, whole: Whole, index: np.ndarray) -> None:
         self.settings, self.whole, self.index = settings, whole, index
-        labels = strata_of(whole.rows.labels)
-        self.labels = labels if settings.stratified else np.where(labels == UNLABELLED, labels, 0)
+        labels = whole.rows.labels
+        self.labels = labels if settings.stratified else np.where(known_rows(labels), 0, UNLABELLED)
 
     def size(self, name: str) -> int:
         """Rows that the settings ask for."""
@@ -121,6 +122,9 @@ def draw_groups(
     """
     if size in (0, len(rows)):
         return rows[:size], rows[size:]
+    if task_of_labels(labels) == "multilabel":
+        return label_sets.draw(rows, labels, groups, size, seed)
+    labels = strata_of(labels)
     _, of_row = np.unique(groups[rows], return_inverse=True)
     table = np.zeros((of_row.max() + 1, labels[rows].max() + 1))
     np.add.at(table, (of_row, labels[rows]), 1)

@@ -64,8 +64,8 @@ class Partition:
     test : int or float, optional
         Rows for the report alone; a quarter by default.
     stratified : bool
-        Whether the parts hold the classes in the proportions of the whole. Rows of other tasks (multi-label,
-        regression) are drawn at random in any case.
+        Whether the parts hold the classes, or the labels of a row, in the proportions of the whole. Rows of a
+        regression are drawn at random in any case.
     group : str, optional
         The column whose values stay together, such as the patient's number.
     time : str, optional

@@ -166,8 +166,8 @@ def stratified_split(
     test: int | None,
     seed: int,
 ) -> Split:
-    """Split by seed so that every part has the classes in the proportions of the whole; uids are row numbers
-    of ``inputs``. Rows of another task than classification are drawn at random.
+    """Split by seed so that every part has the classes, or the labels of a row, in the proportions of the
+    whole; uids are row numbers of ``inputs``. Rows of a regression are drawn at random.
 
     Rows with equal inputs (see :func:`equal_inputs`) go to one part, also where their labels differ. A test
     row with a copy among the training rows would measure memory. A part can therefore be a few rows smaller
@@ -249,9 +249,9 @@ def stratified_split(
             f"has {distinct[rare]}{copies}"
         )
     try:
-        first, rest = draw_stratified(index, labels, groups, labelled, seed)
-        second, rest = draw_stratified(rest, labels, groups, pool, seed)
-        third, _ = draw_stratified(rest, labels, groups, test if "test" in asked else len(rest), seed)
+        first, rest = draw_stratified(index, given, groups, labelled, seed)
+        second, rest = draw_stratified(rest, given, groups, pool, seed)
+        third, _ = draw_stratified(rest, given, groups, test if "test" in asked else len(rest), seed)
     except ValueError as error:
         raise ValueError(f"{sizes}: the rows cannot be split by class ({error})") from error
     for name, size, drawn in (("labelled", labelled, first), ("pool", pool, second), ("test", test, third)):

@@ -67,6 +67,7 @@ def unlabelled_like(labels: np.ndarray) -> np.ndarray:
 def strata_of(labels: np.ndarray) -> np.ndarray:
     """int64 [N]: the numbers by which a draw is stratified, -100 for an unlabelled row.
 
-    They are the class indices. Rows of other tasks all have the number 0: they are drawn at random.
+    They are the class indices. Rows of other tasks all have the number 0: those of a regression are drawn at
+    random, those of several labels by :mod:`ensdistill.data.label_sets`.
     """
     return labels if labels.ndim == 1 else np.where(known_rows(labels), 0, UNLABELLED)

@@ -33,7 +33,7 @@ from ensdistill.student.inputs import Preparation, call
 from ensdistill.student.live import Figures
 from ensdistill.teachers.choices import Choices
 from ensdistill.teachers.members.moments import split_moments
-from ensdistill.teachers.stack import train_stack
+from ensdistill.teachers.stack import LabelLoss, train_stack
 from ensdistill.teachers.stack.objectives import units_of
 from ensdistill.teachers.stack.validation import as_float32
 from ensdistill.teachers.tuning import LARGEST_DECAY, SHORTER, dropout_of
@@ -338,7 +338,7 @@ class _Folds:
             seeds=[derive_seed("direct fold", search.seed, i) for i in range(count)],
             rows=[train for train, _ in self.parts],
             names=[f"direct, {recipe}, fold {i + 1}" for i in range(count)],
-            variance=search.student.variance,
+            loss=LabelLoss(variance=search.student.variance),
             optimization=recipe.optimization(search.student.baseline).plain(),
             augment=search.settings.augment if recipe.augmented else None,
             checkpoint=self.folder / "folds",

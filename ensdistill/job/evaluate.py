@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ import torch
 from ensdistill.common.describe import module_recipe
 from ensdistill.common.files import read_json
 from ensdistill.common.progress import UnitProgress
-from ensdistill.common.tasks import Task
 from ensdistill.data import batches as b
 from ensdistill.data.tasks import task_of_labels
 from ensdistill.job.check import copies_of
@@ -24,7 +23,6 @@ from ensdistill.job.exports import exports_of
 from ensdistill.job.predictions import (
     HeldOut,
     Prediction,
-    direct_held_out,
     direct_scaling,
     fields_of,
     of_ensemble,
@@ -32,6 +30,7 @@ from ensdistill.job.predictions import (
 )
 from ensdistill.job.run_folder import RunFolder, Unit
 from ensdistill.job.scaling import calibration_rows
+from ensdistill.job.thresholds import Thresholds
 from ensdistill.loss import ops
 from ensdistill.report.measures import MEASURES
 from ensdistill.report.results import (
@@ -47,7 +46,7 @@ from ensdistill.report.results import (
 from ensdistill.report.table import NETWORKS, SCALING
 from ensdistill.student.automatic import Automatic
 from ensdistill.teachers import Ensemble
-from ensdistill.teachers.fitting.scaling import Scaling, closest_scaling
+from ensdistill.teachers.fitting.scaling import closest_scaling
 from ensdistill.teachers.members import ArrayMember, Member, Moments, inner, load_member
 from ensdistill.teachers.predict import outputs_of, rows_for
 
@@ -221,7 +220,7 @@ def _student(
         some = test[: max(BATCH_SIZES)]
         direct = run.record(Unit("direct", seed, name))
         notes.append(direct["recipe"])
-        thresholds = _Thresholds.of(run, seed, name, calibration[seed])
+        thresholds = Thresholds.of(run, seed, name, calibration[seed])
         for kind, stage in trained.items():
             member = load_member(run.of(Unit(stage, seed, name)) / kind, trusted)
             outputs = outputs_of(member, test)
@@ -252,35 +251,6 @@ def _student(
     }
     recipe = module_recipe(student.network) or {}
     return StudentResults(name, student.description or recipe.get("class_path", name), models, curves)
-
-
-@dataclass(frozen=True, eq=False)
-class _Thresholds:
-    """The rows by which thresholds of labels are tuned, none of them a test row: for *direct* its held-out
-    folds; for a distilled model rows without a label, by the ensemble's probabilities there."""
-
-    task: Task
-    labels: np.ndarray
-    direct: np.ndarray | None
-    rows: tuple[Any, np.ndarray] | None
-
-    @classmethod
-    def of(cls, run: RunFolder, seed: int, name: str, rows: tuple[Any, Any] | None) -> _Thresholds:
-        labelled, task = run.config.split(seed).labelled, run.config.split(0).task
-        known = direct_held_out(run.of(Unit("direct", seed, name))) if task == "multilabel" else None
-        return cls(task, labelled.labels, known, rows)
-
-    def given(self, kind: str, member: Member, made: Prediction, scaling: Scaling | None) -> Prediction:
-        """A prediction with the thresholds of its model; of other tasks as it is."""
-        if self.task != "multilabel":
-            return made
-        if kind.startswith("direct"):
-            # The held-out folds are of the better of plain and smoothed labels; the other is near.
-            return made.with_thresholds(self.direct, self.labels)
-        if self.rows is None:
-            return made
-        p = Prediction.of(self.task, outputs_of(member, self.rows[0]), scaling).values.values
-        return made.with_thresholds(p, np.asarray(self.rows[1], np.float64))
 
 
 def _automatic(run: RunFolder, seed: int, name: str) -> str:

@@ -19,10 +19,10 @@ from ensdistill.job.contents import report_of
 from ensdistill.job.evaluate import latency
 from ensdistill.job.exports import FOLDER, figures_file, fingerprint_of
 from ensdistill.job.model_card import model_card
-from ensdistill.job.predictions import Prediction
 from ensdistill.job.run_folder import RunFolder, Unit
 from ensdistill.job.scaling import calibration_rows
 from ensdistill.job.serving import command_for, student_folder
+from ensdistill.job.thresholds import Thresholds
 from ensdistill.report.measures import MEASURES
 from ensdistill.report.multilabel_metrics import LabelProbabilities
 from ensdistill.report.regression_metrics import Forecasts
@@ -52,7 +52,7 @@ class Wish:
         Also an ONNX file whose weights have eight bits.
     calibrated : bool
         Divide the logits by the temperature that the report fits for "student, temperature scaled"; of a
-        regression the same for its variance. Several labels get the thresholds of the report.
+        regression the same for its variance. Several labels have the report's thresholds in any case.
     license : str, optional
         Of the model, for its card; unknown by default.
     """
@@ -144,7 +144,8 @@ def export(run: RunFolder, wish: Wish) -> ExportResult:
             f"`{command_for(run.path)}` makes it",
             stacklevel=2,
         )
-    calibration = _calibration(run, wish.seed, loaded) if wish.calibrated else {}
+    own = {key: value for key, value in loaded.settings().items() if key != "task"}
+    calibration = own | (_calibration(run, wish.seed, name, loaded) if wish.calibrated else {})
     about = {**loaded.about, **_figures(report, name), "license": wish.license or "unknown"}
     student = Student(
         loaded.member, loaded.classes, loaded.labels, loaded.samples, about=about, **calibration
@@ -162,7 +163,7 @@ def export(run: RunFolder, wish: Wish) -> ExportResult:
     return ExportResult([*files, beside, figures], result.rows, temperature, variants, runtime)
 
 
-def _calibration(run: RunFolder, seed: int, student: Student) -> dict[str, Any]:
+def _calibration(run: RunFolder, seed: int, name: str, student: Student) -> dict[str, Any]:
     """The settings of a served student, as the report fits them; see :mod:`ensdistill.job.scaling`."""
     ensemble = Ensemble.load(run.of(Unit("teachers", seed)) / "ensemble", run.trusted)
     rows = calibration_rows(run, seed, ensemble)
@@ -179,10 +180,8 @@ def _calibration(run: RunFolder, seed: int, student: Student) -> dict[str, Any]:
         return {"variance_factor": scaling.variance_factor, "noise": scaling.noise}
     if student.task == "classification":
         return {"temperature": scaling.temperature}
-    made = Prediction.of(student.task, outputs, scaling)
-    expected = np.asarray(rows[1], np.float64)
-    tuned = made.with_thresholds(made.values.values, expected).values.thresholds
-    return {"temperature": scaling.temperature, "thresholds": tuned.tolist()}
+    tuned = Thresholds.of(run, seed, name, rows).of_member("student", student.member, scaling)
+    return {"temperature": scaling.temperature, "thresholds": tuned}
 
 
 def _answers(student: Any) -> Callable[[Any], Any]:

@@ -8,6 +8,7 @@ from ensdistill.common.files import write_json
 from ensdistill.data.samples import form
 from ensdistill.job.config import Config
 from ensdistill.job.run_folder import RunFolder, Unit
+from ensdistill.job.thresholds import thresholds_of
 from ensdistill.student.serving.student import FILE, Described, description
 
 KINDS = {
@@ -28,13 +29,17 @@ READING = (
 def describe_students(run: RunFolder, unit: Unit, *, again: bool = True) -> None:
     """Write ``student.json`` for the models that a unit of the stage ``direct`` or ``distill`` has trained.
 
-    ``again`` says whether one that is there is written anew; a finished unit keeps its own, whose size its
-    record holds.
+    Of several labels they have tuned thresholds. ``again``: one that is there is written anew; a finished
+    unit keeps its own, whose size its record holds.
     """
-    for kind in KINDS.get(unit.stage, ()):
-        folder = run.of(unit) / kind
-        if not (folder / "member.json").is_file() or ((folder / FILE).is_file() and not again):
-            continue
+    lacking = tuple(
+        kind
+        for kind in KINDS.get(unit.stage, ())
+        if (run.of(unit) / kind / "member.json").is_file()
+        and (again or not (run.of(unit) / kind / FILE).is_file())
+    )
+    thresholds = thresholds_of(run, unit, lacking) if lacking else {}
+    for kind in lacking:
         split = run.config.split(unit.seed)
         rows = {"labelled": len(split.labelled), "pool": len(split.pool), "test": len(split.test)}
         about = {
@@ -46,8 +51,15 @@ def describe_students(run: RunFolder, unit: Unit, *, again: bool = True) -> None
             "rows": rows,
         }
         samples = form(split.labelled.inputs)
-        described = Described(split.classes, split.labels, samples, about=about, task=split.task)
-        write_json(folder / FILE, description(described))
+        described = Described(
+            split.classes,
+            split.labels,
+            samples,
+            about=about,
+            task=split.task,
+            thresholds=thresholds.get(kind),
+        )
+        write_json(run.of(unit) / kind / FILE, description(described))
 
 
 def reading_of(config: Config) -> dict[str, Any]:

@@ -83,6 +83,7 @@ def gaussian_distillation_loss(
     weights: Tensor | Sequence[float] | None = None,
     sample_weights: Tensor | Sequence[float] | None = None,
     min_variance: float = 1e-6,
+    beta: float = 0.0,
     reduction: str = "mean",
 ) -> Tensor:
     r"""Distil Gaussian regressors: :math:`KL(N(\bar\mu, \bar\sigma^2) \| N(\mu, \sigma^2))` from the
@@ -112,6 +113,10 @@ def gaussian_distillation_loss(
     min_variance : float
         The mixture's variance is at least this, above 0: members that agree on every digit would otherwise
         give an infinite precision.
+    beta : float
+        0 to 1. The gradient of ``mean`` is multiplied by :math:`\sigma^{2 \beta}`; the loss's value, and the
+        gradient of ``log_variance``, stay as they are. At 0 rows of a large variance hardly count for the
+        mean, which learns slowly there; at 1 it learns as by the squared error.
     reduction : {"mean", "sum", "none"}
         Over the rows. The mean divides by all of them, weighted or not.
 
@@ -127,9 +132,11 @@ def gaussian_distillation_loss(
 
     Notes
     -----
-    Plain torch: D is small, and the loss is differentiable to any order. Moment matching of deep ensembles:
-    Lakshminarayanan, Pritzel, Blundell, "Simple and Scalable Predictive Uncertainty Estimation using Deep
-    Ensembles", 2017, section 2.4.
+    Plain torch: D is small, and with ``beta`` 0 the loss is differentiable to any order. Moment matching of
+    deep ensembles: Lakshminarayanan, Pritzel, Blundell, "Simple and Scalable Predictive Uncertainty
+    Estimation using Deep Ensembles", 2017, section 2.4. ``beta`` of the mean: Stirn et al., "Faithful
+    Heteroscedastic Regression with Neural Networks", AISTATS 2023 (1); after Seitzer et al., "On the Pitfalls
+    of Heteroscedastic Uncertainty Estimation with Probabilistic Neural Networks", ICLR 2022, who weigh both.
 
     Examples
     --------
@@ -159,6 +166,7 @@ def gaussian_distillation_loss(
         check_variance("teacher_variances", teacher_variances)
     if not (real(min_variance) and 0 < float(min_variance) < float("inf")):
         raise ValueError(f"min_variance: expected a finite number above 0; got {min_variance!r}")
+    check_beta(beta)
     check_one_of("reduction", reduction, _REDUCTIONS)
     lead = tuple(mean.shape[:-1])
     target_mean, target_variance = gaussian_moments(teacher_means, teacher_variances, weights=weights)
@@ -179,12 +187,28 @@ def gaussian_distillation_loss(
         target_variance = target_variance.masked_fill(unused, 1)
     # exp(d) - 1 - d in one: the loss of the variance alone has no digits left where d is small otherwise.
     d = target_variance.log() - log_v
-    loss = (torch.expm1(d) - d + (target_mean - m) ** 2 * torch.exp(-log_v)).sum(-1) / 2
+    loss = (torch.expm1(d) - d + relative_error(target_mean - m, log_v, float(beta))).sum(-1) / 2
     if factor is not None:
         loss = loss * factor
     if reduction == "none":
         return loss
     return loss.sum() / (max(loss.numel(), 1) if reduction == "mean" else 1)
+
+
+def relative_error(error: Tensor, log_variance: Tensor, beta: float) -> Tensor:
+    """The squared error over the variance; the gradient of ``error`` is multiplied by the variance to the
+    power ``beta``."""
+    squared = error.square()
+    if beta == 0:
+        return squared * torch.exp(-log_variance)
+    own = squared - squared.detach()  # 0, with the gradient of the squared error
+    return squared.detach() * torch.exp(-log_variance) + own * torch.exp((beta - 1) * log_variance.detach())
+
+
+def check_beta(beta: float) -> None:
+    """Raise ValueError for a power outside of 0 to 1."""
+    if not (real(beta) and 0 <= float(beta) <= 1):
+        raise ValueError(f"beta: expected a number from 0 to 1; got {beta!r}")
 
 
 def check_like(name: str, value: Tensor, other: Tensor, other_name: str) -> None:

@@ -174,6 +174,13 @@ class Measures:
     def __post_init__(self) -> None:
         object.__setattr__(self, "by_name", {metric.name: metric for metric in self.metrics})
 
+    def counted(self, count: int) -> str:
+        """``3 classes``, ``1 number``."""
+        noun = (
+            self.outputs.removesuffix("es") if self.outputs == "classes" else self.outputs.removesuffix("s")
+        )
+        return f"{count} {noun if count == 1 else self.outputs}"
+
     @property
     def compared(self) -> tuple[Metric, ...]:
         """Those whose gains have intervals."""

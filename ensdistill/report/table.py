@@ -120,7 +120,7 @@ def footnotes(report: dict[str, Any]) -> list[str]:
     lines = [
         f"{data['name']}: {data['labelled']} labelled rows, {data['pool']} in the pool, {data['transfer']} "
         f"in the transfer set{_asked(data)}, "
-        f"{data['test']} for testing; {data['classes']} {measures.outputs}; "
+        f"{data['test']} for testing; {measures.counted(data['classes'])}; "
         f"{'seeds' if several else 'seed'} {seeds}.",
         f"Metrics are {'means over seeds' if several else 'of one seed'} on the test rows. "
         f"Brackets are {100 * level['level']:.0f} % intervals of {level['resamples']} paired bootstrap "

@@ -41,10 +41,7 @@ def fit(
     """Train the jobs' modules together; of snapshots and fast geometric cycles the jobs are those of one
     training."""
     train = _trajectory if recipe.one_training else _stack
-    if recipe.variance and data.task != "regression":
-        raise ValueError(
-            f"variance: {recipe.name}: expected with the task regression alone; got labels of {data.task}"
-        )
+    recipe.label_loss.check(recipe.name, data.task, len(data.classes))
     modules = train(recipe, data, jobs, checkpoint, watch)
     factory = None if module_recipe(recipe.model) is None else recipe.model
     for job, trained in zip(jobs, modules, strict=True):
@@ -146,7 +143,7 @@ def _embeds(recipe: TorchMembers) -> bool:
 def _common(recipe: TorchMembers, data: TrainingRows, checkpoint: Path | None) -> dict[str, Any]:
     common: dict[str, Any] = {
         "classes": len(data.classes),
-        "variance": recipe.variance,
+        "loss": recipe.label_loss,
         "augment": recipe.augment,
         "device": recipe.device,
     }

@@ -31,7 +31,7 @@ from ensdistill.teachers.members import SMOOTHING, Member, Output, load_member
 from ensdistill.teachers.members.boosted import check_keywords, library_of
 from ensdistill.teachers.members.moments import predictions_of
 from ensdistill.teachers.methods import FastGeometric, Method, Seeds, Snapshot, as_method
-from ensdistill.teachers.stack import Watch, Way
+from ensdistill.teachers.stack import LabelLoss, Watch, Way
 from ensdistill.teachers.stack.fitting import (
     check_stopping,
     few_rows,
@@ -186,6 +186,13 @@ class TorchMembers(Recipe):
     variance : bool
         Of a regression: the model returns two numbers for each one of a row, all means and then the
         logarithms of all variances, and learns both by the Gaussian NLL. By default it returns the means.
+    pos_weight : sequence of float [C], or "balanced", optional
+        Of several labels: the factor of the positive part of each label's cross entropy, so that rare labels
+        count more; see :class:`ensdistill.teachers.stack.LabelLoss`. The log-odds that are learned are higher
+        by its logarithm, as with a classifier's ``class_weight="balanced"``: thresholds allow for that,
+        temperatures do not.
+    class_weights : sequence of float [C], optional
+        Of several labels: the factor of each label in the loss.
     tune : bool
         Find label smoothing, number of steps, weight decay and dropout near those of ``optimization`` and
         ``model`` first, by some trainings of one member on up to 20 000 rows; see
@@ -209,11 +216,15 @@ class TorchMembers(Recipe):
     checkpoint_every: int = 256
     preprocess: Any = "auto"
     variance: bool = False
+    pos_weight: Sequence[float] | str | None = None
+    class_weights: Sequence[float] | None = None
     tune: bool = False
 
     def __post_init__(self) -> None:
         plain_fields(self)
         object.__setattr__(self, "preprocess", as_setting(self.preprocess))
+        for key in ("pos_weight", "class_weights"):
+            object.__setattr__(self, key, getattr(self.label_loss, key))
         if self.tune and self.one_training:
             raise ValueError(
                 "tune: expected members of trainings of their own; got those of one training, whose steps "
@@ -230,6 +241,11 @@ class TorchMembers(Recipe):
         recipe = module_recipe(self.model)
         own = () if recipe is None else (recipe["class_path"],)
         return (*own, *trusted_by(self.preprocess))
+
+    @property
+    def label_loss(self) -> LabelLoss:
+        """What the loss of labels weighs, and what the model predicts of numbers."""
+        return LabelLoss(self.variance, self.pos_weight, self.class_weights)
 
     @property
     def one_training(self) -> bool:
@@ -253,7 +269,9 @@ class TorchMembers(Recipe):
             self.way,
             torch.__version__,
             self.count if self.one_training else 0,
-            *(name for name in ("variance", "tune") if getattr(self, name)),  # earlier digests hold
+            # Only settings that differ from the default, so that earlier digests hold.
+            *(name for name in ("variance", "tune") if getattr(self, name)),
+            *([[self.pos_weight, self.class_weights]] if self.label_loss.weighed else []),
         ]
         return [describe(self.model), None if self.augment is None else describe(self.augment), *made]
 

@@ -167,7 +167,12 @@ def test_students_of_several_labels_answer_new_rows_and_are_exported(labels, tmp
     names = TARGETS["multilabel"]
     assert list(answers) == ["labels", *(f"p_{name}" for name in names), "entropy"]
     p = answers[[f"p_{name}" for name in names]].to_numpy()
-    expected = [", ".join(np.array(names)[row]) for row in p >= 0.5]
+    served = json.loads((labels / "seed-0" / "distill" / student / "student" / "student.json").read_text())
+    # The thresholds are those of rows that the student has learned no label of.
+    thresholds = served["thresholds"]
+    assert len(thresholds) == 3
+    assert thresholds != [0.5] * 3
+    expected = [", ".join(np.array(names)[row]) for row in p >= np.float32(thresholds)]
     assert list(answers["labels"]) == expected
     assert len(set(expected)) > 2
     truth = pd.read_csv(new)[names].to_numpy()
@@ -176,8 +181,15 @@ def test_students_of_several_labels_answer_new_rows_and_are_exported(labels, tmp
     succeed("export", labels, "--to", "safetensors", "--student", student, "--calibrated", "-o", folder)
     loaded = load_student(folder)
     assert (loaded.task, loaded.classes) == ("multilabel", tuple(names))
-    # The thresholds are those of rows that the student has learned no label of.
     assert loaded.thresholds is not None
+    plain = tmp_path / "student.onnx"
+    succeed("export", labels, "--to", "onnx", "--student", student, "-o", plain)
+    loaded = load_student(plain)
+    assert (list(loaded.thresholds), loaded.temperature) == (thresholds, 1)
+    frame = pd.read_csv(new)[["x1", "x2", "x3", "kind"]]
+    np.testing.assert_allclose(loaded.predict_proba(frame), p, rtol=0, atol=1e-4)
+    about = json.loads((tmp_path / "student.onnx.json").read_text())
+    assert about["variants"][1]["largest_difference"] < 1e-4
     assert "mAP" in (folder / "README.md").read_text()
 
 

@@ -52,6 +52,35 @@ def test_zero_at_the_moments_and_nowhere_less():
     torch.testing.assert_close(near, torch.full((4,), 2 * 1e-6 / 4), rtol=2e-3, atol=0)
 
 
+def test_the_order_of_members_and_outputs_and_equal_members_have_no_effect():
+    mean, log_v, means, variances = make()
+    weights = torch.tensor([0.2, 0.5, 0.3])
+    expected = gaussian_distillation_loss(mean, log_v, means, variances, weights=weights, reduction="none")
+    order, turned = torch.tensor([2, 0, 1]), [1, 0]
+    parts = (part[order][..., turned] for part in (means, variances))
+    found = gaussian_distillation_loss(
+        mean[:, turned], log_v[:, turned], *parts, weights=weights[order], reduction="none"
+    )
+    torch.testing.assert_close(found, expected)
+    one = gaussian_distillation_loss(mean, log_v, means[:1], variances[:1])
+    same = [part[:1].expand(3, -1, -1) for part in (means, variances)]
+    torch.testing.assert_close(gaussian_distillation_loss(mean, log_v, *same, weights=weights), one)
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0])
+def test_beta_scales_the_gradient_of_the_mean_alone(beta):
+    mean, log_v, means, variances = (part.requires_grad_() for part in make())
+    plain = gaussian_distillation_loss(mean, log_v, means, variances)
+    of_mean, of_log_v = torch.autograd.grad(plain, (mean, log_v))
+    scaled = gaussian_distillation_loss(mean, log_v, means, variances, beta=beta)
+    torch.testing.assert_close(scaled, plain)
+    found = torch.autograd.grad(scaled, (mean, log_v))
+    torch.testing.assert_close(found, (of_mean * (beta * log_v.detach()).exp(), of_log_v))
+    if beta == 1:  # half the squared error's
+        error = mean.detach() - gaussian_moments(means, variances)[0]
+        torch.testing.assert_close(found[0], error / len(mean))
+
+
 def test_members_that_agree_ask_for_the_least_variance():
     mean, log_v = torch.zeros(1, 1), torch.full((1, 1), 1e-4).log()
     assert gaussian_distillation_loss(mean, log_v, torch.zeros(3, 1, 1), min_variance=1e-4) == 0
@@ -118,6 +147,7 @@ def test_half_precision_is_computed_in_float32():
             ValueError,
             "sample_weights: expected one for each of the student's rows",
         ),
+        ({"beta": 1.5}, ValueError, r"^beta: expected a number from 0 to 1; got 1.5"),
         ({"min_variance": 0}, ValueError, "min_variance: expected a finite number above 0; got 0"),
         ({"reduction": "batchmean"}, ValueError, "reduction: expected one of mean, sum, none"),
     ],

@@ -433,3 +433,15 @@ def test_results_that_do_not_fit_are_named(make: Any, message: str) -> None:
 
 def test_all_tasks_have_measures() -> None:
     assert tuple(MEASURES) == TASKS
+
+
+@pytest.mark.parametrize(
+    ("task", "one", "several"),
+    [
+        ("classification", "1 class", "3 classes"),
+        ("multilabel", "1 label", "3 labels"),
+        ("regression", "1 number", "3 numbers"),
+    ],
+)
+def test_one_of_the_outputs_is_singular(task: str, one: str, several: str) -> None:
+    assert (MEASURES[task].counted(1), MEASURES[task].counted(3)) == (one, several)

@@ -15,6 +15,7 @@ from sklearn.svm import LinearSVR
 from xgboost import XGBClassifier, XGBRegressor
 
 from ensdistill import Ensemble, Rows, cache_targets
+from ensdistill.loss.regression import RegressionSettings
 from ensdistill.loss.settings import LossSettings
 from ensdistill.student import TreeStudent, Validation
 from ensdistill.student.trees import Objective
@@ -102,6 +103,63 @@ def test_numbers_are_learned_in_the_datas_units(caches, name, tmp_path):
     if name in ("lightgbm", "xgboost", "catboost"):
         ((distance, _),) = found.validation.values()
         assert 0 < distance < 1
+
+
+def huber(estimator, delta):
+    """The library's own regressor with Huber's error."""
+    kind = type(estimator).__name__
+    if kind == "LGBMRegressor":
+        return estimator.set_params(objective="huber", alpha=delta)
+    return estimator.set_params(objective="reg:pseudohubererror", huber_slope=delta)
+
+
+@pytest.mark.parametrize("name", ["lightgbm", "xgboost"])
+def test_hubers_error_is_the_librarys_own(caches, name):
+    estimator, cache = REGRESSORS[name], caches["regression"]
+    settings = RegressionSettings("huber", delta=0.5)
+    found = TreeStudent(estimator, settings, task="regression").fit(
+        ROWS["regression"], cache, validation=None, seed=0
+    )
+    target = np.einsum("k,knd->nd", WEIGHTS, MEANS.astype(np.float32))
+    given = {key: value for key, value in estimator.get_params().items() if value is not None}
+    given["random_state"] = 0
+    if name == "lightgbm":
+        given |= {"deterministic": True, "force_row_wise": True, "verbosity": -1}
+    own = huber(type(estimator)(**given), 0.5 * cache.scale[0])
+    if name == "xgboost":
+        own.set_params(base_score=target[:, 0].mean())
+    mean = found.member.predict_moments(X).mean[:, 0]
+    np.testing.assert_allclose(own.fit(X, target[:, 0]).predict(X), mean, rtol=1e-3)
+    assert found.way.startswith("Huber's error, 20 of 20 rounds")
+    squared = TreeStudent(estimator, task="regression").fit(
+        ROWS["regression"], cache, validation=None, seed=0
+    )
+    assert not np.allclose(squared.member.predict_moments(X).mean[:, 0], mean, rtol=1e-3)
+
+
+def test_hubers_error_is_in_the_datas_units_with_catboost(caches, tmp_path):
+    settings = RegressionSettings("huber", delta=1.0)
+    estimator = CatBoostRegressor(iterations=60, depth=3, learning_rate=0.3)
+    student = TreeStudent(estimator, settings, task="regression")
+    member = student.fit(ROWS["regression"], caches["regression"], seed=0).member
+    target = np.einsum("k,knd->nd", WEIGHTS, MEANS)
+    mean = member.predict_moments(X).mean
+    assert (np.square(mean - target).mean(0) < 0.5 * target.var(0)).all()
+    member.save(tmp_path)
+    np.testing.assert_array_equal(load_member(tmp_path).predict_moments(X).mean, mean)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "settings", "task", "message"),
+    [
+        (LinearRegression(), RegressionSettings("huber"), "regression", r"^loss: expected 'mse' for LinearR"),
+        (XGBRegressor(), RegressionSettings("huber", alpha=0.5), "regression", r"^loss: alpha=0.5 mixes"),
+        (XGBClassifier(), RegressionSettings(), "multilabel", r"^loss: RegressionSettings are of the task"),
+    ],
+)
+def test_errors_that_do_not_fit_are_refused(estimator, settings, task, message):
+    with pytest.raises(ValueError, match=message):
+        TreeStudent(estimator, settings, task=task)
 
 
 def test_a_label_of_a_booster_is_that_of_its_two_classes_alone(caches):

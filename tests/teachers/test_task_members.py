@@ -8,15 +8,20 @@ import pytest
 import torch
 from scipy.special import expit, logit
 from sklearn import ensemble, linear_model, multioutput, neighbors, neural_network, tree
+from sklearn.base import BaseEstimator
 from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
+from ensdistill.common.describe import class_path
 from ensdistill.common.tasks import task_of
+from ensdistill.data import Rows
 from ensdistill.data.preprocess import Transformer
 from ensdistill.models import MLP
+from ensdistill.teachers import train_ensemble
 from ensdistill.teachers.members import (
     ArrayMember,
     BoostedMember,
@@ -28,6 +33,7 @@ from ensdistill.teachers.members import (
     as_member,
     load_member,
 )
+from ensdistill.teachers.recipes import SklearnMembers
 
 ROOT = {"random_state": 0}
 X = np.random.default_rng(0).normal(size=(60, 4))
@@ -153,16 +159,51 @@ class Distribution:
         return np.full(len(self.x), 3.0)
 
 
-class NaturalBoosting(linear_model.LinearRegression):
+class NaturalBoosting(BaseEstimator):
+    """Has no tags of a regressor, as NGBoost's NGBRegressor has none."""
+
+    def fit(self, x, y):
+        self.fitted_ = True
+        return self
+
+    def predict(self, x):
+        return self.pred_dist(x).mean()
+
     def pred_dist(self, x):
         return Distribution(x)
 
 
 def test_a_predicted_distribution_gives_both_moments():
-    member = SklearnMember(NaturalBoosting().fit(X, NUMBERS[:, 0]), task="regression")
+    member = as_member(NaturalBoosting().fit(X, NUMBERS[:, 0]))
     mean, variance = member.predict_moments(X)
     np.testing.assert_array_equal(mean[:, 0], X[:, 0])
     assert (variance == 9).all()
+    recipe = SklearnMembers(NaturalBoosting(), trusted=(class_path(NaturalBoosting),))
+    rows = Rows(X, np.arange(60), NUMBERS[:, :1])
+    _, held_out = train_ensemble([recipe], rows, ("y",), folds=2)
+    assert (held_out.variance == 9).all()
+
+
+def test_a_process_of_several_numbers_gives_all_deviations():
+    process = GaussianProcessRegressor(RBF(2.0), alpha=0.1, optimizer=None).fit(X, NUMBERS)
+    mean, deviation = process.predict(X[:9], return_std=True)
+    found = SklearnMember(process, task="regression").predict_moments(X[:9])
+    np.testing.assert_array_equal(found.mean, mean)
+    np.testing.assert_allclose(found.variance, deviation**2, rtol=1e-12)
+
+
+@pytest.mark.parametrize("strategy", ["one_output_per_tree", "multi_output_tree"])
+def test_trees_of_several_outputs_answer_as_xgboost(strategy, tmp_path):
+    xgboost = pytest.importorskip("xgboost")
+    settings = {"n_estimators": 3, "multi_strategy": strategy, "tree_method": "hist", "n_jobs": 1}
+    numbers = xgboost.XGBRegressor(**settings).fit(X, NUMBERS)
+    member = as_member(numbers, task="regression")
+    np.testing.assert_array_equal(member.predict_moments(X).mean, numbers.predict(X))
+    member.save(tmp_path)
+    np.testing.assert_array_equal(load_member(tmp_path).predict_moments(X).mean, numbers.predict(X))
+    tags = xgboost.XGBClassifier(**settings).fit(X, LABELS)
+    found = expit(as_member(tags, task="multilabel").predict_logits(X).astype(float))
+    np.testing.assert_allclose(found, tags.predict_proba(X), atol=1e-6)
 
 
 def test_a_classifier_is_no_regressor():

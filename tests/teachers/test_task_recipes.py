@@ -1,9 +1,11 @@
 """Recipes for several labels and for numbers: networks, estimators, unknown labels, held-out predictions, kills."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
+from scipy.special import expit
 from sklearn.ensemble import (
     HistGradientBoostingClassifier,
     HistGradientBoostingRegressor,
@@ -24,6 +26,7 @@ from ensdistill.teachers.labelled_targets import LabelledTargets
 from ensdistill.teachers.members import Moments
 from ensdistill.teachers.methods import Bagging
 from ensdistill.teachers.recipes import SklearnMembers, TorchMembers
+from ensdistill.teachers.stack import LabelLoss
 from ensdistill.teachers.stack.objectives import Objective, units_of
 
 GENERATOR = np.random.default_rng(0)
@@ -88,7 +91,7 @@ def test_unknown_labels_have_no_part_in_a_fit():
     masked, _ = train_ensemble([net], rows(labels), NAMES, folds=2)
     filled, _ = train_ensemble([net], rows(other), NAMES, folds=2)
     assert masked.predict_proba(X)[:, 2].mean() > 0.9 > filled.predict_proba(X)[:, 2].mean()
-    with pytest.raises(ValueError, match=r"^labels: forest.*: expected known labels; row 0 lacks"):
+    with pytest.raises(ValueError, match=r"^labels: forest.*: expected known labels; row \d+ lacks"):
         train_ensemble(
             [SklearnMembers(RandomForestClassifier(2), name="forest")], rows(labels), NAMES, folds=2
         )
@@ -110,6 +113,80 @@ def test_the_objective_of_masked_labels_is_that_of_the_others():
         assert torch.isclose(losses.view(-1)[row], own)
     right = ((flat > 0) == (labels > 0)) & known
     assert accuracies[0] == right[:2].sum() / known[:2].sum()
+
+
+def test_the_objective_weighs_labels_as_torch_does():
+    import torch
+    from torch.nn import functional as F
+
+    labels = np.array([[1, -1, 0], [0, 1, 1], [0, 0, 1], [0, 0, 0]], np.int8)
+    own = [np.array([0, 1]), np.array([1, 2, 3])]
+    z = torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(0))
+    drawn = torch.from_numpy(labels[[0, 1, 2, 3]])
+    each, smoothing = (2.0, 0.0, 0.5), 0.1
+    for weight in ("balanced", (3.0, 1.0, 0.25)):
+        loss = LabelLoss(pos_weight=weight, class_weights=each)
+        found = Objective.of(labels, own, 3, loss, smoothing, z.device).losses(z, drawn)
+        # Of the second model's rows the first label applies to none, the second to one of three.
+        positive = [[1, 1, 1], [1, 2, 0.5]] if weight == "balanced" else [weight] * 2
+        known, target = (drawn >= 0).view(2, 2, 3), drawn.clamp(min=0).view(2, 2, 3).float()
+        target = target * (1 - smoothing) + smoothing / 2
+        for model in range(2):
+            expected = F.binary_cross_entropy_with_logits(
+                z[model], target[model], weight=known[model] * torch.tensor(each), reduction="none",
+                pos_weight=torch.tensor(positive[model]),
+            ).sum(1)  # fmt: skip
+            torch.testing.assert_close(found[model], expected)
+
+
+def test_networks_find_rare_labels_by_their_weight(tmp_path):
+    labels = (LOG_ODDS - [2, 5, 2] + np.random.default_rng(1).logistic(size=(90, 3)) > 0).astype(np.int8)
+    plain = TorchMembers(NET, 1, name="net", optimization=FAST)
+    weighed = TorchMembers(NET, 1, name="net", optimization=FAST, pos_weight="balanced")
+    stated = (labels == 0).sum(0) / (labels == 1).sum(0)
+
+    def chances(recipe):
+        ensemble, _ = train_ensemble([recipe], rows(labels), NAMES, folds=2, folder=tmp_path)
+        return expit(ensemble.raw_logits(X)[0])
+
+    rare, common = chances(plain)[:, 1].mean(), labels[:, 1].mean()
+    found = chances(weighed)  # the same folder: the members are trained anew
+    assert rare < 1.5 * common < found[:, 1].mean()
+    np.testing.assert_array_equal(found, chances(replace(weighed, pos_weight=list(stated))))
+    alone = chances(replace(plain, class_weights=[0, 1, 0]))
+    assert (labels[:, 0] == 1).mean() > 0.2 > alone[:, 1].mean()
+    assert ((alone[:, [0]] > 0.5) == labels[:, [0]]).mean() < ((found[:, [0]] > 0.5) == labels[:, [0]]).mean()
+
+
+@pytest.mark.parametrize(
+    ("settings", "labels", "message"),
+    [
+        ({"pos_weight": "even"}, LABELS, r"^pos_weight: expected 'balanced', or a number for each label"),
+        ({"pos_weight": [1, 0, 1]}, LABELS, r"^pos_weight: expected finite numbers above 0, one for each"),
+        ({"class_weights": [0, 0, 0]}, LABELS, r"^class_weights: expected one above 0"),
+        ({"class_weights": [1, np.inf, 1]}, LABELS, r"^class_weights: expected finite numbers of at least 0"),
+        ({"class_weights": 2.0}, LABELS, r"^class_weights: mlp: expected 3 numbers, .*; got 1"),
+        ({"pos_weight": [1, 2]}, LABELS, r"^pos_weight: mlp: expected 3 numbers, .*; got 2"),
+        ({"pos_weight": "balanced"}, NUMBERS, r"^pos_weight: mlp: .* with the task multilabel alone; got"),
+        ({"variance": True}, LABELS, r"^variance: mlp: expected with the task regression alone"),
+    ],
+)
+def test_factors_of_labels_that_do_not_fit_are_refused(settings, labels, message):
+    with pytest.raises(ValueError, match=message):
+        train_ensemble(
+            [TorchMembers(NET, 1, optimization=FAST, **settings)], rows(labels), NAMES[: labels.shape[1]]
+        )
+
+
+def test_class_weights_of_estimators_are_scikit_learns():
+    labels = (LOG_ODDS - 2 > 0).astype(np.int8)
+    labels[::4, 1] = -1
+    recipe = SklearnMembers(MultiOutputClassifier(LogisticRegression(class_weight="balanced")), name="each")
+    ensemble, _ = train_ensemble([recipe], rows(labels), NAMES, folds=2)
+    known = labels[:, 1] >= 0
+    own = LogisticRegression(class_weight="balanced").fit(X[known], labels[known, 1])
+    p = 1 / (1 + np.exp(-ensemble.raw_logits(X)[0][:, 1]))
+    np.testing.assert_allclose(p, own.predict_proba(X)[:, 1], atol=2e-6)
 
 
 def test_numbers_are_learned_in_the_data_s_units():

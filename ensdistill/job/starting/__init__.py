@@ -54,7 +54,7 @@ def look(
     unlabelled, labels : sequence of str, optional
         As of :class:`ensdistill.data.Table`.
     task, separator : str, optional
-        The same, of tables.
+        The same; a separator is of tables alone, and folders of classes have the one task.
 
     Raises
     ------
@@ -72,8 +72,7 @@ def look(
     if suffix in TABLES:
         return look_at_table(path, wanted)
     if suffix in ARRAYS:
-        wanted.check_classes_alone("arrays")
-        return look_at_arrays(path, target)
+        return look_at_arrays(path, target, wanted.task_of_arrays)
     raise WrongArgument(
         f"DATA: expected {KNOWN}; got {path.name}: write it as one of these, for example as CSV"
     )
@@ -93,11 +92,11 @@ def _look_at_folder(path: Path, wanted: Wanted, data: Path | None) -> Found:
     tables = tables_in(path)
     if tables is not None:
         return _of_parts(path, look_at_table(tables[0], wanted), tables[1])
-    wanted.check_classes_alone("folders")
     if (in_folders := look_at_folder(path)) is not None:
+        wanted.check_classes_alone()
         return in_folders
     if (arrays := inputs_in(path)) is not None:
-        return replace(look_at_arrays(arrays, wanted.target), path=path)
+        return replace(look_at_arrays(arrays, wanted.target, wanted.task_of_arrays), path=path)
     endings = Counter(file.suffix or file.name for file in path.rglob("*") if file.is_file())
     holds = listed([f"{count} {ending}" for ending, count in endings.most_common()]) or "nothing"
     raise WrongArgument(f"DATA: expected {KNOWN} in class folders; {path} holds {holds}")

@@ -8,17 +8,19 @@ from typing import Any
 import numpy as np
 
 from ensdistill.common.errors import WrongArgument
+from ensdistill.common.tasks import Task
 from ensdistill.data.files import read_array
 from ensdistill.data.labels import as_labels
 from ensdistill.data.rows import UNLABELLED
 from ensdistill.job.starting.found import TEST, Found, check_classes
+from ensdistill.job.starting.targets import Labelled, look_at_labels
 
 INPUTS = ("x", "inputs", "data", "features", "images", "x_train", "train_x", "xs")
 LABELS = ("y", "labels", "label", "target", "targets", "classes", "y_train", "train_y", "ys")
 FIRST = 1000  # rows by which the kind of the samples is known
 
 
-def look_at_arrays(path: Path, target: str | None = None) -> Found:
+def look_at_arrays(path: Path, target: str | None = None, task: Task | None = None) -> Found:
     """Look at an archive (``.npz``, ``.safetensors``) of inputs and labels, or at a ``.npy`` file of inputs
     beside one of labels.
 
@@ -27,6 +29,8 @@ def look_at_arrays(path: Path, target: str | None = None) -> Found:
     path : Path
     target : str, optional
         The labels: the array's name, or the path of their file.
+    task : str, optional
+        By default that which the labels look like.
 
     Raises
     ------
@@ -53,22 +57,29 @@ def look_at_arrays(path: Path, target: str | None = None) -> Found:
         raise ValueError(
             f"inputs: expected numbers [N, ...] and N labels; got {list(x.shape)} and {list(y.shape)}"
         )
-    indices, names_of = as_labels(
-        y, None, indices=True, unlabelled=UNLABELLED, argument=f"labels: {arguments['labels']}"
-    )
-    known = indices[indices != UNLABELLED]
-    classes = dict(zip(names_of, np.bincount(known, minlength=len(names_of)).tolist(), strict=True))
-    if len(classes) < 2:
-        raise ValueError(f"labels: expected two or more classes; all labels are {names_of[0]!r}")
-    check_classes(classes, "labels")
+    where = f"labels: {arguments['labels']}"
+    found = look_at_labels(y, task, where) or _classes(y, where)
+    known = sum(found.classes.values()) if found.known is None else found.known
     # `ArrayDataset` takes numbers of rows.
-    arguments["labelled"] = len(known) - round(TEST * len(known))
+    arguments |= {"labelled": known - round(TEST * known), **found.arguments}
     facts = [
+        *found.facts,
         ("inputs", f"{x.dtype} {list(x.shape)}"),
         ("labels", f"{arguments.get('labels_name', arguments['labels'])}"),
     ]
     data = {"class_path": "ArrayDataset", "init_args": arguments}
-    return Found(path, data, np.asarray(x[:FIRST]), classes, len(indices) - len(known), None, facts)
+    more: dict[str, Any] = {"labels": found.labels, "known": found.known}
+    return Found(path, data, np.asarray(x[:FIRST]), found.classes, found.without, None, facts, **more)
+
+
+def _classes(y: np.ndarray, where: str) -> Labelled:
+    indices, names = as_labels(y, None, indices=True, unlabelled=UNLABELLED, argument=where)
+    known = indices[indices != UNLABELLED]
+    classes = dict(zip(names, np.bincount(known, minlength=len(names)).tolist(), strict=True))
+    if len(classes) < 2:
+        raise ValueError(f"labels: expected two or more classes; all labels are {names[0]!r}")
+    check_classes(classes, "labels")
+    return Labelled(classes, len(indices) - len(known))
 
 
 def inputs_in(folder: Path) -> Path | None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ensdistill.common.errors import WrongArgument
-from ensdistill.common.tasks import check_task
+from ensdistill.common.tasks import Task, check_task
 from ensdistill.data.classes import classes_of
 from ensdistill.data.files import IMAGES
 from ensdistill.data.partition import Partition
@@ -63,13 +63,30 @@ class Wanted:
             return [] if self.target is None else [self.target]
         return [name.strip() for name in self.target.split(",") if name.strip()]
 
-    def check_classes_alone(self, kind: str) -> None:
-        """Raise ValueError for a task that is not that of ``kind`` of data."""
+    def check_classes_alone(self) -> None:
+        """Raise ValueError for a task that class folders do not have."""
         if self.task not in (None, "classification") or self.separator is not None:
             raise WrongArgument(
-                f"--task: expected a table for several labels or numbers; {kind} have classes: write a file "
-                "of settings with a data set of your own"
+                "--task: expected a table for several labels or numbers, because a file lies in the folder "
+                "of one class: write a table with a column of the files' paths (of texts: the texts), and "
+                "columns of labels"
             )
+
+    @property
+    def task_of_arrays(self) -> Task | None:
+        """The stated task of labels in an array.
+
+        Raises
+        ------
+        ValueError
+            A separator is stated, too.
+        """
+        if self.separator is not None:
+            raise WrongArgument(
+                "--separator: expected with a table, whose column holds tags; of arrays pass labels [N, C] "
+                "of 0 and 1"
+            )
+        return None if self.task is None else check_task(self.task, "--task")
 
 
 def look_at_table(path: Path, wanted: Wanted | None = None) -> Found:

@@ -58,8 +58,14 @@ def numbers(graph: Graph, member: SklearnMember, values: Values) -> str:
         raise ValueError(
             f"export: ONNX can't express the deviations of {type(member.estimator).__name__}: {OF_ESTIMATORS}"
         )
-    found = _scores(graph, member.estimator, "predict", values)
-    return graph.op("Reshape", found, graph.constant([-1, outputs_of(member.estimator) or 1]))
+    estimator, values = last_step(graph, member.estimator, values)
+    if type(estimator).__name__ == "MultiOutputRegressor" and type(estimator).__module__.startswith(
+        "sklearn."
+    ):
+        each = [scores(graph, one, "predict", values) for one in estimator.estimators_]
+        return graph.join([graph.op("Reshape", one, graph.constant([-1, 1])) for one in each])
+    found = scores(graph, estimator, "predict", values)
+    return graph.op("Reshape", found, graph.constant([-1, outputs_of(estimator) or 1]))
 
 
 def logits(graph: Graph, member: SklearnMember, values: Values) -> str:
@@ -70,22 +76,24 @@ def logits(graph: Graph, member: SklearnMember, values: Values) -> str:
     ValueError
         ONNX can't express the estimator; names it.
     """
-    if member.task != "classification":
-        raise ValueError(
-            f"export: ONNX can't express several labels of {type(member.estimator).__name__}: {OF_ESTIMATORS}"
-        )
-    scores = _scores(graph, member.estimator, member.method or "", values)
+    found = scores(graph, member.estimator, member.method or "", values)
     if member.output == "probability":
-        return graph.op("Log", graph.op("Add", scores, graph.constant(member.smoothing, np.float64)))
-    return scores
+        return graph.op("Log", graph.op("Add", found, graph.constant(member.smoothing, np.float64)))
+    return found
 
 
-def _scores(graph: Graph, estimator: Any, method: str, values: Values) -> str:
-    """Probabilities or scores by ``method``, float64 [N, C]; the scores of a margin as two columns."""
+def last_step(graph: Graph, estimator: Any, values: Values) -> tuple[Any, Values]:
+    """The last step of a pipeline, and its input; any other estimator as it is."""
     while type(estimator).__name__ == "Pipeline" and type(estimator).__module__.startswith("sklearn."):
         for _, step in estimator.steps[:-1]:
             values = transform(graph, step, values)
         estimator = estimator.steps[-1][1]
+    return estimator, values
+
+
+def scores(graph: Graph, estimator: Any, method: str, values: Values) -> str:
+    """Probabilities or scores by ``method``, float64 [N, C]; the scores of a margin as two columns."""
+    estimator, values = last_step(graph, estimator, values)
     name = type(estimator).__name__
     if type(estimator).__module__.partition(".")[0] in ("xgboost", "lightgbm", "catboost"):
         raise ValueError(f"export: {name} keeps its own format, its library's: {OF_ESTIMATORS}")
@@ -94,6 +102,8 @@ def _scores(graph: Graph, estimator: Any, method: str, values: Values) -> str:
     own = type(estimator).__module__.startswith("sklearn.")
     if own and name == "VotingClassifier" and method == "predict_proba":
         return _votes(graph, estimator, values)
+    if own and name == "DummyClassifier" and estimator.strategy == "prior" and method == "predict_proba":
+        return constant_rows(graph, values, np.asarray(estimator.class_prior_, np.float64))
     if own and name in _LINEAR_REGRESSORS and method == "predict":
         return _products(graph, estimator, values)
     if own and name in _LINEAR and _is_plain(estimator, method):
@@ -101,9 +111,17 @@ def _scores(graph: Graph, estimator: Any, method: str, values: Values) -> str:
     return _converted(graph, estimator, method, values)
 
 
+def constant_rows(graph: Graph, values: Values, row: np.ndarray) -> str:
+    """The same row [C] for each sample, float64 [N, C]."""
+    given = values.matrix if values.matrix is not None else values.columns[0].tensor
+    count = graph.op("Gather", graph.op("Shape", given), graph.constant([0]), axis=0)
+    shape = graph.op("Concat", count, graph.constant([len(row)]), axis=0)
+    return graph.op("Expand", graph.constant(row[None]), shape)
+
+
 def _votes(graph: Graph, estimator: Any, values: Values) -> str:
     """The weighted mean of the parts' probabilities; all parts have the same classes."""
-    parts = [_scores(graph, part, "predict_proba", values) for part in estimator.estimators_]
+    parts = [scores(graph, part, "predict_proba", values) for part in estimator.estimators_]
     weights = (
         np.ones(len(parts)) if estimator.weights is None else np.array(estimator._weights_not_none, float)
     )

@@ -16,7 +16,7 @@ import ensdistill
 from ensdistill.common.files import write_bytes
 from ensdistill.common.tasks import Task
 from ensdistill.data.samples import as_samples, form, whole
-from ensdistill.student.export import networks
+from ensdistill.student.export import networks, several
 from ensdistill.student.export.estimators import logits as logits_of_estimator
 from ensdistill.student.export.estimators import numbers as numbers_of_estimator
 from ensdistill.student.export.graph import (
@@ -33,7 +33,15 @@ from ensdistill.student.export.inputs import Prepared, prepare
 from ensdistill.student.export.parity import compared
 from ensdistill.student.export.running import FORMATS, MOMENTS, OUTPUTS
 from ensdistill.teachers.fitting.scaling import Scaling
-from ensdistill.teachers.members import Member, Moments, Preprocessed, SklearnMember, TorchMember, inner
+from ensdistill.teachers.members import (
+    ColumnsMember,
+    Member,
+    Moments,
+    Preprocessed,
+    SklearnMember,
+    TorchMember,
+    inner,
+)
 from ensdistill.teachers.members.base import SMOOTHING, align
 from ensdistill.teachers.members.boosted import BoostedMember
 from ensdistill.teachers.members.moments import MEAN_AND
@@ -177,18 +185,24 @@ def to_onnx(student: Exportable, samples: Any, *, int8: bool = False, opset: int
     graph = Graph(opset, OUTPUTS.get(student.task, MOMENTS))
     if isinstance(member, TorchMember):
         prepared, logits = _of_module(graph, student, member, preprocess, batch, described)
-    elif isinstance(member, SklearnMember):
+    elif isinstance(member, SklearnMember | ColumnsMember):
         prepared = prepare(graph, preprocess, batch, described)
         if prepared.values is None:
+            kind = type(getattr(member, "estimator", member)).__name__
             raise ValueError(
-                f"student: {type(member.estimator).__name__} takes samples that ONNX can't express "
+                f"student: {kind} takes samples that ONNX can't express "
                 f"({prepared.about['kind']}); export a student that takes a table or an array"
             )
-        if student.task == "regression":
+        if isinstance(member, ColumnsMember):
+            logits = several.columns(graph, member, prepared.values)
+        elif student.task == "regression":
             logits = numbers_of_estimator(graph, member, prepared.values)
+        elif student.task == "multilabel":
+            logits = several.log_odds(graph, member, prepared.values)
         else:
             logits = logits_of_estimator(graph, member, prepared.values)
-            logits = graph.cast(_arranged(graph, logits, member._columns, member.smoothing), FLOAT)
+            logits = _arranged(graph, logits, member._columns, member.smoothing)
+        logits = logits if student.task == "regression" else graph.cast(logits, FLOAT)
     else:
         raise ValueError(
             f"student: ONNX can't express {type(member).__name__}, which is Python code: only torch "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -98,7 +99,13 @@ class MomentTargets(StudentLoss):
             )
         mean, log_variance = outputs.chunk(2, dim=1)
         return gaussian_distillation_loss(
-            mean, log_variance, targets.mean, targets.variance, weights=weights, reduction="none"
+            mean,
+            log_variance,
+            targets.mean,
+            targets.variance,
+            weights=weights,
+            beta=self.settings.beta,
+            reduction="none",
         )
 
     def check(self, rows: Rows, classes: int, cache: TargetCache | TargetSource | None) -> None:
@@ -115,7 +122,7 @@ class MomentTargets(StudentLoss):
     def fingerprint(self) -> Any:
         weights = [] if self.weights is None or self.member is not None else [self.weights]
         settings = self.settings
-        return [self.task, self.member, settings.loss, settings.delta, settings.alpha, *weights]
+        return [self.task, self.member, *astuple(settings), *weights]
 
 
 def of_numbers(outputs: Tensor, labels: Tensor, settings: RegressionSettings = SQUARED_ERROR) -> Tensor:
@@ -124,7 +131,7 @@ def of_numbers(outputs: Tensor, labels: Tensor, settings: RegressionSettings = S
     if outputs.shape[1] == labels.shape[1]:
         return error_of(outputs, labels, settings)
     mean, log_variance = outputs.chunk(2, dim=1)
-    return gaussian_nll(mean, log_variance, labels)
+    return gaussian_nll(mean, log_variance, labels, settings.beta)
 
 
 def _members(targets: Any, weights: Any) -> int:

@@ -143,9 +143,9 @@ class Direct:
         made = Prepared.of(estimator, fitting)
         if rows.task == "regression":
             weights = np.ones(len(rows)) if rows.weights is None else rows.weights
-            numbers, names = Numbers(rows.labels, weights), tuple(self.classes)
+            numbers = Numbers(rows.labels, weights)
             features = made.features(rows.inputs)
-            member, _ = fit_numbers(made.estimator, features, numbers, None, names, seed, name)
+            member, _ = fit_numbers(made.estimator, features, numbers, None, fitting)
             return made.member(member)
         samples = made.samples(rows.inputs)
         members: list[Member] = []

@@ -1,14 +1,15 @@
-"""Regressors as students: fitted to the mixture's mean by their libraries' own squared error."""
+"""Regressors as students: fitted to the mixture's mean by their libraries' own squared error, or Huber's."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from ensdistill.loss.regression import SQUARED_ERROR, RegressionSettings
 from ensdistill.student.trees import of_catboost, of_lightgbm
+from ensdistill.student.trees.prepared import Fitting
 from ensdistill.student.trees.targets import Numbers
 from ensdistill.teachers.members import BoostedMember, ColumnsMember, Member, SklearnMember
 from ensdistill.teachers.members.boosted import library_of
@@ -69,21 +70,54 @@ def check_regressor(estimator: Any) -> None:
             )
 
 
+def check_error(estimator: Any, settings: RegressionSettings) -> None:
+    """Raise ValueError for an error that the estimator can't be fitted by."""
+    if settings.loss == "mse":
+        return
+    if library_of(estimator) is None:
+        raise ValueError(
+            f"loss: expected 'mse' for {type(estimator).__name__}, whose fit has an error of its own; got "
+            f"{settings.loss!r}: choose LightGBM, XGBoost or CatBoost"
+        )
+    if settings.alpha < 1:
+        raise ValueError(
+            f"loss: alpha={settings.alpha} mixes targets and labels into one number for each row, which is "
+            "right for 'mse' alone: choose alpha=1 beside 'huber', or 'mse'"
+        )
+
+
+def with_error(made: Any, library: str, settings: RegressionSettings, scale: float, middle: float) -> Any:
+    """The booster with Huber's error in the data's units, where the settings ask for it.
+
+    XGBoost starts at ``middle``: from far away its Hessian is nearly 0.
+    """
+    if settings.loss == "mse":
+        return made
+    delta = float(settings.delta * scale)
+    own: dict[str, dict[str, Any]] = {
+        "lightgbm": {"objective": "huber", "alpha": delta},
+        "xgboost": {"objective": "reg:pseudohubererror", "huber_slope": delta, "base_score": middle},
+        "catboost": {"loss_function": f"Huber:delta={delta!r}"},
+    }
+    return made.set_params(**own[library])
+
+
 def fit_numbers(
     estimator: Any,
     features: Any,
     numbers: Numbers,
     held: HeldNumbers | None,
-    classes: tuple[str, ...],
-    seed: int,
-    name: str,
+    fitting: Fitting,
+    error: tuple[RegressionSettings, np.ndarray] | None = None,
 ) -> tuple[Member, str]:
     """A member of regressors, and the way in which it was fitted.
 
-    One estimator learns all numbers where it can; else there is one for each.
+    One estimator learns all numbers where it can; else there is one for each. ``error`` has the settings,
+    and the scale of each number [D]; by default it is the squared one.
     """
     from sklearn.base import is_regressor
 
+    classes, seed, name = tuple(fitting.classes), fitting.seed, fitting.name
     weights = uneven(numbers.weights)
     library, targets = library_of(estimator), numbers.targets
     if weights is not None and library is None and not takes_weights(estimator):
@@ -91,17 +125,25 @@ def fit_numbers(
             f"student: the fit of {type(estimator).__name__} takes no sample_weight, which rows of different "
             "weights need, and an alpha below 1: choose an estimator whose fit does, or alpha=1"
         )
-    fit: Callable[..., tuple[Any, str]] = _boosted if library else _plain
+    settings, scale = error or (SQUARED_ERROR, np.ones(len(classes)))
     several = library is None and is_regressor(estimator) and _takes_several(estimator)
     if several and len(classes) > 1:
-        made, way = fit(estimator, features, targets, weights, held, seed)
+        made, way = _plain(estimator, features, targets, weights, seed)
         return SklearnMember(made, name=name, classes=classes, task="regression"), way
     members, ways = [], []
     for column, own in enumerate(classes):
         part = None
         if held is not None:
             part = HeldNumbers(held.features, held.targets[:, column], held.weights, held.patience)
-        made, way = fit(estimator, features, targets[:, column], weights, part, seed)
+        target = targets[:, column]
+        if library is None:
+            made, way = _plain(estimator, features, target, weights, seed)
+        else:
+            made = with_error(
+                _prepared(estimator, library, seed), library, settings, scale[column], float(target.mean())
+            )
+            made, way = _boosted(made, library, features, target, weights, part)
+            way = way if settings.loss == "mse" else way.replace("squared", "Huber's")
         kind = BoostedMember if library else SklearnMember
         named = name if len(classes) == 1 else f"{name}: {own}"
         members.append(kind(made, name=named, classes=[own], task="regression"))
@@ -122,9 +164,7 @@ def _takes_several(estimator: Any) -> bool:
     return bool(estimator.__sklearn_tags__().target_tags.multi_output)
 
 
-def _plain(
-    estimator: Any, features: Any, targets: np.ndarray, weights: Any, held: Any, seed: int
-) -> tuple[Any, str]:
+def _plain(estimator: Any, features: Any, targets: np.ndarray, weights: Any, seed: int) -> tuple[Any, str]:
     made = copy_of(estimator)
     made.set_params(**seeds_of(made, seed))
     features = features.astype(np.float64) if isinstance(features, np.ndarray) else features
@@ -132,15 +172,20 @@ def _plain(
 
 
 def _boosted(
-    estimator: Any,
+    made: Any,
+    library: str,
     features: Any,
     targets: np.ndarray,
     weights: np.ndarray | None,
     held: HeldNumbers | None,
-    seed: int,
 ) -> tuple[Any, str]:
-    library = str(library_of(estimator))
-    made, more = _prepared(estimator, library, seed), {}
+    more: dict[str, Any] = {}
+    bias = 0.0
+    if library == "catboost" and "Huber" in str(made.get_params().get("loss_function")):
+        # CatBoost starts Huber's error at 0, and each round moves by delta at most.
+        bias = float(targets.mean())
+        targets = targets - bias
+        held = None if held is None else replace(held, targets=held.targets - bias)
     allowed = next((made.get_params()[n] for n in _ROUNDS[library] if made.get_params().get(n)), None)
     rounds = int(allowed or (1000 if library == "catboost" else 100))
     if held is not None and not _keeps_all(made):
@@ -151,6 +196,8 @@ def _boosted(
     if library == "catboost" and isinstance(features, np.ndarray):
         features = of_catboost.with_columns(features, made.get_params().get("cat_features"))
     made.fit(features, targets, sample_weight=weights, **more)
+    if bias:
+        made.set_scale_and_bias(1.0, bias)
     kept = rounds
     if more.keys() & {"eval_set", "eval_X"}:
         kept = {

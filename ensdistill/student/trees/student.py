@@ -18,7 +18,7 @@ from ensdistill.student.sources import check_in_cache
 from ensdistill.student.trees.boosted import check_parameters, fit_boosted
 from ensdistill.student.trees.fits import Fit
 from ensdistill.student.trees.judge import DEFAULT_VALIDATION, Judge, check_validation
-from ensdistill.student.trees.numbers import HeldNumbers, check_regressor, fit_numbers, uneven
+from ensdistill.student.trees.numbers import HeldNumbers, check_error, check_regressor, fit_numbers, uneven
 from ensdistill.student.trees.objective import Objective, check_settings
 from ensdistill.student.trees.prepared import Fitting, Prepared, constant_member, constant_share, rows_of
 from ensdistill.student.trees.targets import Numbers, labels_of_cache, numbers_of_cache, of_cache
@@ -67,15 +67,16 @@ class TreeStudent:
     rows is kept.
 
     Of the task multilabel there is one such model for each label. Of the task regression a regressor is
-    fitted to the ensemble's mean, by its library's squared error.
+    fitted to the ensemble's mean, by its library's squared error or Huber's.
 
     Parameters
     ----------
     estimator : classifier or regressor
         Of scikit-learn, LightGBM, XGBoost or CatBoost; not fitted. Its parameters are those of the student.
-    loss : LossSettings, optional
+    loss : LossSettings or RegressionSettings, optional
         Temperature, alpha, combiner and label smoothing. Estimators of scikit-learn have temperature 1, and
-        regressions alpha alone.
+        regressions alpha alone. ``RegressionSettings("huber", delta=0.5)``: boosters have Huber's error, with
+        ``delta`` in units of the targets' spread.
     way : {"auto", "expansion", "regression"}
         Of an estimator of scikit-learn.
     task : {"classification", "multilabel", "regression"}
@@ -96,7 +97,7 @@ class TreeStudent:
     def __init__(
         self,
         estimator: Any,
-        loss: LossSettings = DEFAULTS,
+        loss: LossSettings | RegressionSettings = DEFAULTS,
         way: Literal["auto", "expansion", "regression"] = "auto",
         task: Task = "classification",
     ) -> None:
@@ -106,16 +107,23 @@ class TreeStudent:
                 "estimator: expected one of scikit-learn, LightGBM, XGBoost or CatBoost that is yet to be "
                 f"fitted; got {got}"
             )
-        check_trained("loss", loss)
-        check_settings(loss)
-        self.estimator, self.loss, self.task = estimator, loss, check_task(task)
-        self.library = library_of(estimator)
+        self.estimator, self.task, self.library = estimator, check_task(task), library_of(estimator)
+        if isinstance(loss, LossSettings):
+            check_trained("loss", loss)
+            check_settings(loss)
         if task == "regression":
-            self.alpha, self.ways = RegressionSettings.of(loss).alpha, []
+            self.numbers = loss if isinstance(loss, RegressionSettings) else RegressionSettings.of(loss)
+            self.ways: list[Way] = []
             check_regressor(estimator)
+            check_error(estimator, self.numbers)
             if way != "auto":
                 raise ValueError(f"way: expected auto for the task regression; got {way!r}")
             return
+        if isinstance(loss, RegressionSettings):
+            raise ValueError(
+                f"loss: RegressionSettings are of the task regression; got the task {task}: pass LossSettings"
+            )
+        self.loss = loss
         if way not in ("auto", *get_args(Way)):
             raise ValueError(f"way: expected auto, expansion or regression; got {way!r}")
         self.ways = [] if self.library else ways_of(estimator)
@@ -193,13 +201,13 @@ class TreeStudent:
                     f"estimator is compared ({len(strange)} such uids); pass rows of the cache, or a share"
                 )
         held: Any = None if settings is None else settings.rows
-        at = 1.0 if cache.temperature is None else cache.temperature
-        compared = replace(self.loss, temperature=at, alpha=1.0, label_smoothing=0.0)
         if self.task == "regression":
-            samples, numbers = numbers_of_cache(self.alpha, own, cache, member, augment)
+            samples, numbers = numbers_of_cache(self.numbers.alpha, own, cache, member, augment)
             found = None if held is None else numbers_of_cache(1.0, held, cache, member, augment)
             fitting = Fitting(samples, cache.classes, preprocess, seed, name)
             return self._fit_numbers(fitting, numbers, found, settings, cache.scale)
+        at = 1.0 if cache.temperature is None else cache.temperature
+        compared = replace(self.loss, temperature=at, alpha=1.0, label_smoothing=0.0)
         if self.task == "multilabel":
             samples, objectives = labels_of_cache(self.loss, own, cache, member, augment)
             judges: list[Judge] | None = None
@@ -304,14 +312,13 @@ class TreeStudent:
                 uneven(held[1].weights[judged]),
                 settings.patience,
             )
-        member, way = fit_numbers(
-            made.estimator, features, numbers, others, tuple(fitting.classes), fitting.seed, fitting.name
-        )
+        error = self.numbers, np.asarray(scale, np.float64)
+        member, way = fit_numbers(made.estimator, features, numbers, others, fitting, error)
         figures = {}
         if others is not None:
             own: Any = member
-            error = (own.predict_moments(others.features).mean - others.targets) / scale
-            distance = float(np.average(np.square(error).mean(1), weights=others.weights))
+            away = (own.predict_moments(others.features).mean - others.targets) / scale
+            distance = float(np.average(np.square(away).mean(1), weights=others.weights))
             figures = {way: (distance, distance)}
         return FittedStudent(made.member(member), way, figures)
 

@@ -31,7 +31,7 @@ from ensdistill.teachers.members.base import SMOOTHING, Member, is_member, to_lo
 from ensdistill.teachers.members.boosted import BoostedMember, library_of
 from ensdistill.teachers.members.columns import ColumnsMember
 from ensdistill.teachers.members.estimator import Output, SklearnMember
-from ensdistill.teachers.members.estimator_outputs import of_several_labels, outputs_of
+from ensdistill.teachers.members.estimator_outputs import of_several_labels, outputs_of, predicts_numbers
 from ensdistill.teachers.members.files import load_member
 from ensdistill.teachers.members.function import ArrayMember, CallableMember, as_array
 from ensdistill.teachers.members.module import TorchMember
@@ -153,9 +153,7 @@ def declared_task(value: Any) -> Task:
         return "classification"
     if library_of(value) is None and of_several_labels(value):
         return "multilabel"
-    from sklearn.base import is_regressor
-
-    return "regression" if is_regressor(value) and outputs_of(value) == 1 else "classification"
+    return "regression" if predicts_numbers(value) and outputs_of(value) == 1 else "classification"
 
 
 def model_of(value: Any) -> Any:

@@ -21,18 +21,26 @@ def methods_for(name: str, estimator: Any, task: Task, output: str) -> tuple[str
     ValueError
         The estimator is a classifier, and the task a regression; or ``output`` is none for that task.
     """
-    from sklearn.base import is_regressor
-
     if task == "regression":
         if output != "auto":
             raise ValueError(f"output: {name}: expected auto for the task regression; got {output!r}")
-        if not is_regressor(estimator) and hasattr(estimator, "predict_proba"):
+        if not predicts_numbers(estimator) and hasattr(estimator, "predict_proba"):
             raise ValueError(f"task: {name} is a classifier; expected a regressor for the task regression")
         return ("predict",)
-    scores = "decision_function" if task == "multilabel" or not is_regressor(estimator) else "predict"
+    scores = "decision_function" if task == "multilabel" or not predicts_numbers(estimator) else "predict"
     # A regressor that was fitted to one-hot rows predicts probabilities; only the caller can state that.
     chances = ("predict_proba", "predict") if scores == "predict" else ("predict_proba",)
     return {"auto": ("predict_proba", scores), "probability": chances, "decision": (scores,)}[output]
+
+
+def predicts_numbers(estimator: Any) -> bool:
+    """Whether an estimator is a regressor: by scikit-learn's tags, or by a predicted distribution of numbers,
+    as NGBoost's, which has no tags."""
+    from sklearn.base import is_regressor
+
+    if hasattr(estimator, "pred_dist"):
+        return not hasattr(estimator, "predict_proba")
+    return bool(is_regressor(estimator))
 
 
 def spread_of(estimator: Any) -> str | None:

@@ -262,5 +262,6 @@ class Job:
         augment = None if self.augment is None else [repr(self.augment), source_digest(type(self.augment))]
         model = [repr(self.models[0]), source_digest(type(self.models[0]))]
         data = [self.inputs, self.labels, self.rows, *([] if self.weights is None else [self.weights])]
-        settings = [self.seeds, self.optimization, augment, self.augmented]
+        factors = [one for one in (self.objective.positive, self.objective.each) if one is not None]
+        settings = [self.seeds, self.optimization, augment, self.augmented, *factors]
         return digest([model, start, *settings, data, torch.__version__])

@@ -12,6 +12,9 @@ from torch.nn import functional as F
 
 from ensdistill.common.tasks import Task
 from ensdistill.data.tasks import UNKNOWN, task_of_labels
+from ensdistill.loss.gaussian import relative_error
+from ensdistill.loss.regression import BETA
+from ensdistill.teachers.stack.label_loss import LabelLoss
 
 
 def units_of(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -35,34 +38,45 @@ class Objective:
     Parameters
     ----------
     task : {"classification", "multilabel", "regression"}
-        Cross entropy; the sum of the binary cross entropies of a row's known labels; half the squared error
-        of standardised numbers, or their Gaussian NLL without its constant.
+        Cross entropy; the sum of the binary cross entropies of a row's known labels, weighed by ``positive``
+        and ``each``; half the squared error of standardised numbers, or their Gaussian NLL without its
+        constant, whose mean has the gradient of the squared error (`ensdistill.loss.regression.BETA`).
     outputs : int
         Of a model for each row.
     label_smoothing : float
         The share of the target that is spread evenly over the classes, or over the two values of a label.
     units : tuple of Tensor [models, 1, D], float64, optional
         Location and scale of the numbers, for each model its own.
+    positive : Tensor [models, 1, C], float64, optional
+        The factor of the positive part of each label's cross entropy.
+    each : Tensor [C], float64, optional
+        The factor of each label.
     """
 
     task: Task
     outputs: int
     label_smoothing: float = 0.0
     units: tuple[Tensor, Tensor] | None = None
+    positive: Tensor | None = None
+    each: Tensor | None = None
 
     @classmethod
     def of(
         cls,
         labels: np.ndarray,
         rows: Sequence[np.ndarray],
-        outputs: int,
+        classes: int,
+        loss: LabelLoss,
         label_smoothing: float,
         device: torch.device,
     ) -> Objective:
         """The objective of labels in a form of :mod:`ensdistill.data.tasks`, of which each model learns from
         its ``rows``."""
-        task = task_of_labels(labels) or "classification"
-        if task != "regression":
+        task, outputs = task_of_labels(labels) or "classification", classes * (1 + loss.variance)
+        if task == "multilabel":
+            positive, each = loss.factors(labels, rows, device)
+            return cls(task, outputs, label_smoothing, positive=positive, each=each)
+        if task == "classification":
             return cls(task, outputs, label_smoothing)
         if label_smoothing:
             raise ValueError(
@@ -89,17 +103,19 @@ class Objective:
             known = labels != UNKNOWN
             target = labels.clamp(min=0).to(outputs.dtype)
             target = target * (1 - self.label_smoothing) + self.label_smoothing / 2
-            each = F.binary_cross_entropy_with_logits(outputs, target, reduction="none")
-            return (each * known).sum(-1)
+            positive = None if self.positive is None else self.positive.to(outputs.dtype)
+            each = F.binary_cross_entropy_with_logits(outputs, target, reduction="none", pos_weight=positive)
+            factor = known if self.each is None else known * self.each.to(outputs.dtype)
+            return (each * factor).sum(-1)
         assert self.units is not None
         location, scale = self.units
         target = ((labels - location) / scale).to(outputs.dtype)
         count = target.shape[-1]
-        squared = (outputs[..., :count] - target).square()
         if self.outputs == count:
-            return squared.sum(-1) / 2
+            return (outputs - target).square().sum(-1) / 2
         log_variance = outputs[..., count:]
-        return (log_variance + squared * torch.exp(-log_variance)).sum(-1) / 2
+        relative = relative_error(outputs[..., :count] - target, log_variance, BETA)
+        return (log_variance + relative).sum(-1) / 2
 
     def accuracies(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """The share of right classes, or of known labels on their own side of 1/2, for each model; NaN of

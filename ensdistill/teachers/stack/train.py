@@ -28,6 +28,7 @@ from ensdistill.common.progress import Progress, shifted
 from ensdistill.common.random import derive_seed
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.data.tasks import task_of_labels
+from ensdistill.teachers.stack.label_loss import LABELS_ALONE, LabelLoss
 from ensdistill.teachers.stack.loop import Job
 from ensdistill.teachers.stack.objectives import Objective
 from ensdistill.teachers.stack.side_by_side import SideBySide
@@ -61,7 +62,7 @@ def train_stack(
     seeds: Sequence[int],
     rows: Sequence[np.ndarray] | None = None,
     weights: np.ndarray | None = None,
-    variance: bool = False,
+    loss: LabelLoss = LABELS_ALONE,
     optimization: Optimization | None = None,
     augment: Augmentation | None = None,
     augmented: Sequence[bool] | None = None,
@@ -93,8 +94,9 @@ def train_stack(
         sample. All by default.
     weights : ndarray [N], float64, optional
         The loss of a row is multiplied by its weight over the mean weight of the model's rows.
-    variance : bool
-        Whether a model of regression returns 2 D outputs, the means and then the logarithms of the variances.
+    loss : LabelLoss
+        Whether a model of regression returns 2 D outputs, means and then logarithms of variances; and the
+        factors of several labels.
     optimization : Optimization, optional
     augment : Augmentation, optional
     augmented : sequence of bool, optional
@@ -164,7 +166,7 @@ def train_stack(
     count = len(seeds)
     rows = [np.arange(len(inputs), dtype=np.int64)] * count if rows is None else list(rows)
     names = [f"model {i}" for i in range(count)] if names is None else list(names)
-    check_data(inputs, labels, rows, names, count, classes, weights, variance)
+    check_data(inputs, labels, rows, names, count, classes, weights, loss)
     augmented = [augment is not None] * count if augmented is None else list(augmented)
     if len(augmented) != count or (any(augmented) and augment is None):
         raise ValueError(
@@ -178,7 +180,6 @@ def train_stack(
     check_models(models, names)
     optimization = optimization.for_member(len(inputs), trained_parameters(models[0]))
     data = _tensors(inputs, labels, device)
-    outputs = classes * (1 + variance)
     check_ending(
         models[0], torch.from_numpy(np.ascontiguousarray(inputs[:2])), names[0], task_of_labels(labels)
     )
@@ -191,7 +192,7 @@ def train_stack(
         known: Traits | None = None,
     ) -> Job:
         own = [rows[i] for i in group]
-        objective = Objective.of(labels, own, outputs, optimization.label_smoothing, data[0].device)
+        objective = Objective.of(labels, own, classes, loss, optimization.label_smoothing, data[0].device)
         return Job(
             [(copy.deepcopy(models[i]) if copies else models[i]).to(device) for i in group],
             [names[i] for i in group],
@@ -259,7 +260,7 @@ def train_trajectory(
     captures: Sequence[int],
     optimization: Optimization,
     weights: np.ndarray | None = None,
-    variance: bool = False,
+    loss: LabelLoss = LABELS_ALONE,
     augment: Augmentation | None = None,
     name: str = "model",
     device: str | torch.device = "cpu",
@@ -283,14 +284,12 @@ def train_trajectory(
     ):
         raise ValueError(f"captures: expected growing steps in 1..{optimization.steps}; got {list(captures)}")
     rows = [np.arange(len(inputs), dtype=np.int64)]
-    check_data(inputs, labels, rows, [name], 1, classes, weights, variance)
+    check_data(inputs, labels, rows, [name], 1, classes, weights, loss)
     data = _tensors(inputs, labels, device)
     check_ending(model, torch.from_numpy(np.ascontiguousarray(inputs[:2])), name, task_of_labels(labels))
     refuse_extras(optimization)
     used = [] if augment is None else [0]
-    objective = Objective.of(
-        labels, rows, classes * (1 + variance), optimization.label_smoothing, data[0].device
-    )
+    objective = Objective.of(labels, rows, classes, loss, optimization.label_smoothing, data[0].device)
     with _generators_kept(device), named([name], optimization):
         job = Job(
             [model.to(device)],

@@ -18,6 +18,7 @@ from ensdistill.teachers.members.dtypes import as_float32 as as_float32
 from ensdistill.teachers.members.dtypes import refusal
 from ensdistill.teachers.members.ending import ending
 from ensdistill.teachers.members.logits import logits_of
+from ensdistill.teachers.stack.label_loss import LABELS_ALONE, LabelLoss
 from ensdistill.teachers.stack.strategies import CONCRETE, Way
 
 Seen = dict[int, tuple[str, weakref.ref[nn.Parameter]]]
@@ -83,14 +84,10 @@ def check_data(
     count: int,
     classes: int,
     weights: np.ndarray | None = None,
-    variance: bool = False,
+    loss: LabelLoss = LABELS_ALONE,
 ) -> None:
     task = task_of_labels(labels)
-    if variance and task != "regression":
-        raise ValueError(
-            f"variance: {names[0] if names else None}: expected labels of regression beside it; got "
-            f"labels of {task}"
-        )
+    loss.check(names[0] if names else "", task, classes)
     if count == 0 or len(rows) != count or len(names) != count:
         raise ValueError(
             f"seeds, rows and names: expected one of each for each model; got {count}, {len(rows)} and "
