@@ -104,12 +104,16 @@ class Kept:
     basis : {"labels", "ensemble"}
         On the rows' labels; or by the ensemble's own probabilities, as if the labels were drawn from these:
         where there are no labels, or too few to show the gain.
+    worse : bool
+        Where the ensemble is no better: whether the student is worse than the direct one, beyond the 95 %
+        interval.
     """
 
     share: float | None
     low: float | None
     high: float | None
     basis: str
+    worse: bool = False
 
     def __str__(self) -> str:
         return kept_text(asdict(self))
@@ -159,7 +163,8 @@ def _share(models: list[np.ndarray], basis: str) -> Kept:
     above, whole = student - direct, ensemble - direct
     mean = float(whole.mean())
     if mean <= 0:
-        return Kept(None, None, None, basis)
+        worse = float(above.mean()) < 0 and interval(resampled_means([above[:, None]])[:, 0])[1] < 0
+        return Kept(None, None, None, basis, worse)
     share = float(above.mean()) / mean
     draws = resampled_means([np.stack([above, whole], 1)])
     low, high = ratio_interval(draws[:, 0], draws[:, 1]) or (None, None)

@@ -57,14 +57,31 @@ class Point:
 
     @property
     def share(self) -> float | None:
-        """The smaller of the shares kept in NLL and in accuracy."""
+        """The smaller of the shares kept in NLL and in accuracy; see :func:`least`."""
         return least(self.kept)
 
 
 def least(kept: Mapping[str, Kept]) -> float | None:
-    """The smaller of the shares; None where one is unknown."""
-    shares = [kept[metric].share for metric in GOALS]
-    return None if any(share is None for share in shares) else min(s for s in shares if s is not None)
+    """The smaller of the shares. A metric in which the ensemble has no gain has none: None where both have
+    none, or where the student is worse than direct in it."""
+    known = [kept[metric].share for metric in GOALS]
+    if any(kept[metric].worse for metric in GOALS):
+        return None
+    return min((share for share in known if share is not None), default=None)
+
+
+def _kept(one: Point) -> str:
+    """A student's kept shares and its size in words."""
+    names = {"nll": "the gain in NLL", "accuracy": "that in accuracy"}
+    shares = [f"{one.kept[key]} of {name}" for key, name in names.items() if one.kept[key].share is not None]
+    lacking = [
+        f"in {name} the ensemble has no gain over direct"
+        for key, name in {"nll": "NLL", "accuracy": "accuracy"}.items()
+        if one.kept[key].share is None
+    ]
+    size = f"{one.parameters:,} parameters" if one.parameters else f"{one.bytes:,} bytes"
+    clauses = [f"it keeps {' and '.join(shares)}"] if shares else []
+    return "; ".join([*clauses, *lacking]) + f"; it has {size}"
 
 
 @dataclass(frozen=True)
@@ -134,30 +151,28 @@ class SearchResult:
     @property
     def verdict(self) -> str:
         """The choice in words."""
-        wanted = self.wanted
+        goal, within = self.wanted, self.within
         if self.chosen is not None:
-            one = self.chosen
-            return (
-                f"{one.candidate} {wanted}: it keeps {one.kept['nll']} of the gain in NLL and "
-                f"{one.kept['accuracy']} of that in accuracy, with {one.parameters:,} parameters"
-            )
+            smallest = "" if self.keep is None else "is the smallest that "
+            return f"{self.chosen.candidate} {smallest}{goal}{within}: {_kept(self.chosen)}"
         if self.nearest is None:
-            return f"no student was judged, so none {wanted}"
+            return f"no student was judged, so none {goal}{within}"
         one = self.nearest
-        return (
-            f"no student {wanted}; the nearest is {one.candidate} with {one.parameters:,} parameters: it "
-            f"keeps {one.kept['nll']} of the gain in NLL and {one.kept['accuracy']} of that in accuracy"
-        )
+        beyond = "" if one.fits else ", beyond the budget"
+        share = "keeps a share of the gains" if self.keep is None else goal
+        return f"no student {share}{within}; the nearest is {one.candidate}{beyond}: {_kept(one)}"
 
     @property
     def wanted(self) -> str:
-        """The goal in words."""
+        """The share that is wanted, in words."""
+        return "keeps the most" if self.keep is None else f"keeps {100 * self.keep:g} %"
+
+    @property
+    def within(self) -> str:
+        """The budgets in words."""
         names = {"seconds": "{:g} s a row", "bytes": "{:,.0f} bytes", "parameters": "{:,.0f} parameters"}
         limits = [names[name].format(value) for name, value in self.limits.items()]
-        within = f" within {' and '.join(limits)}" if limits else ""
-        if self.keep is None:
-            return f"keeps the most{within}"
-        return f"is the smallest that keeps {100 * self.keep:g} %{within}"
+        return f" within {' and '.join(limits)}" if limits else ""
 
     def __str__(self) -> str:
         return "\n".join(lines(self.as_json()))

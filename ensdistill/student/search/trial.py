@@ -13,7 +13,8 @@ from ensdistill.cache import TargetCache
 from ensdistill.data.samples import in_memory, positions, stream, whole
 from ensdistill.student.callbacks import Callback, TrainingState
 from ensdistill.student.search.build import Built
-from ensdistill.student.search.rows import Lessons
+from ensdistill.student.search.latency import Latency, called
+from ensdistill.student.search.rows import Lessons, some_samples
 from ensdistill.student.search.space import Role, Space
 from ensdistill.student.selection import Evaluation
 from ensdistill.student.trainer import StudentTrainer
@@ -42,6 +43,8 @@ class Outcome:
     seconds : float
     steps : int
         Optimiser steps, or rounds.
+    latency : Latency, optional
+        Of a student that is no network; that of a network needs no training.
     """
 
     logits: np.ndarray
@@ -49,6 +52,7 @@ class Outcome:
     bytes: int
     seconds: float
     steps: int
+    latency: Latency | None = None
 
 
 class Ended(Exception):
@@ -94,7 +98,10 @@ class Work:
         fit = self._estimator if self.built.model is None else self._network
         member, steps = fit(report)
         logits = predicted(member, self.lessons.judged.rows.inputs)
-        return Outcome(logits, member.parameters, member.bytes, time.perf_counter() - begun, steps)
+        spent = time.perf_counter() - begun
+        network = self.built.model is not None
+        latency = None if network else called(member, some_samples(self.lessons.judged.rows, 8))
+        return Outcome(logits, member.parameters, member.bytes, spent, steps, latency)
 
     def _network(self, report: Report) -> tuple[Member, int]:
         lessons, values, space = self.lessons, self.values, self.space
