@@ -164,13 +164,19 @@ def held_back(split: Split, seed: int) -> tuple[Split, Rows | None]:
 
 def too_few(split: Split, validation: Rows | None, transfer: TransferSet) -> str:
     """The reason why there are too few rows that judge searched students; empty where there are enough."""
-    if validation is not None or len(transfer.synthetic) or SHARE * len(split.pool) >= LEAST:
+    pool, made = len(split.pool) * transfer.pool, sum(source.rows for source in transfer.synthetic)
+    if validation is not None or enough_judge(pool + made):
         return ""
     return (
-        f"a search needs {LEAST} rows that judge, a fifth of the labelled rows or a quarter of the pool; got "
-        f"{len(split.labelled)} labelled rows and a pool of {len(split.pool)}: have {5 * LEAST} labelled "
-        f"rows, a pool of {4 * LEAST}"
+        f"a search needs {LEAST} rows that judge, a fifth of the labelled rows or a quarter of the pool and "
+        f"the synthetic rows; got {len(split.labelled)} labelled rows, a pool of {pool} and {made} synthetic "
+        f"rows: have {5 * LEAST} labelled rows, or {4 * LEAST} rows in pool and synthetic rows"
     )
+
+
+def enough_judge(unlabelled: int) -> bool:
+    """Whether so many rows without a label in the transfer set are enough to hold out those that judge."""
+    return SHARE * unlabelled >= LEAST
 
 
 def found_student(section: Mapping[str, Any]) -> dict[str, Any]:

@@ -89,7 +89,10 @@ def test_a_loaded_classifier_keeps_the_goal(fitted, tmp_path):
             "minutes: expected none beside trials.*got 3 and 5 trials",
         ),
         ({"trials": 5}, "trials: expected None without keep or max_.*; got 5"),
-        ({"keep": 0.9}, "keep: a search needs 203 rows that judge.*got 240 labelled rows and a pool of 0"),
+        (
+            {"keep": 0.9},
+            "keep: a search needs 203 rows that judge.*got 240 labelled rows, a pool of 0 and 0 synthetic rows",
+        ),
     ],
 )
 def test_wrong_goals_are_refused_before_the_teachers_are_trained(settings, message):
