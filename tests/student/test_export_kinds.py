@@ -146,8 +146,8 @@ class Recurrent(nn.Module):
 
 LONG = {
     "several in one", "bytes", "gray images", "channels first", "fields, a dict", "fields, a tuple",
-    "a module before",
-    "piecewise embeddings", "periodic embeddings", "float64 parameters", "recurrent", "batch norm",
+    "a module before", "piecewise embeddings", "periodic embeddings", "float64 parameters", "recurrent",
+    "batch norm",
 }  # fmt: skip
 
 
