@@ -16,7 +16,7 @@ from ensdistill.common.tasks import Task, task_of
 from ensdistill.data.samples import as_samples, in_memory, positions, stream, whole
 from ensdistill.report.multilabel_metrics import LabelProbabilities, tuned_thresholds
 from ensdistill.report.regression_metrics import Forecasts
-from ensdistill.student.choices import HELD_OUT, scaling_of
+from ensdistill.teachers.choices import HELD_OUT, scaling_of
 from ensdistill.teachers.fitting.calibration import probabilities as probabilities_of
 from ensdistill.teachers.fitting.scaling import Scaling
 from ensdistill.teachers.members import Member, Moments

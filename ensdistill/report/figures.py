@@ -178,9 +178,10 @@ def _latency(report: dict[str, Any]) -> Figure:
                 continue
             axis.plot(x, y, MARKERS[kind], color=COLOURS[kind], markersize=8)
             axis.annotate(label, (x, y), textcoords="offset points", fontsize=9, **place)
-        axis.set_xscale("log")
+        if axis.lines:  # matplotlib has no logarithmic ticks without a point
+            axis.set_xscale("log")
+            plain_log_ticks(axis.xaxis)
         axis.margins(x=0.36, y=0.14)
-        plain_log_ticks(axis.xaxis)
         axis.set(title=f"batch of {batch.removeprefix('batch_')}", xlabel="median latency, ms")
     axes[0, 0].set_ylabel(metric.title)
     entries: Sequence[tuple[str, str, str]] = [
