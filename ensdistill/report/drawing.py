@@ -81,6 +81,12 @@ def styled() -> Iterator[None]:
         yield
 
 
+def lay_out(figure: Figure) -> None:
+    """Place everything, once: each format would do it again, for half of its time."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+
+
 def png(figure: Figure) -> bytes:
     """On white, at 160 dots per inch."""
     return _saved(figure, format="png", dpi=160, facecolor="white")

@@ -15,6 +15,7 @@ from ensdistill.report.drawing import (
     MARKERS,
     OTHER,
     UNSCALED,
+    lay_out,
     panels,
     plain_log_ticks,
     styled,
@@ -57,9 +58,8 @@ def draw(results: RunResults, report: dict[str, Any]) -> dict[str, Figure]:
         figures["latency"] = _latency(report)
         if any(student.curves for student in results.students):
             figures["learning_curves"] = _learning_curves(results)
-        for figure in figures.values():  # laid out once; each format would do it again, for half of its time
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")
+        for figure in figures.values():
+            lay_out(figure)
     return figures
 
 

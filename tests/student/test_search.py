@@ -17,14 +17,17 @@ import yaml
 from search_helpers import Boosters, Material, Tiny
 
 from ensdistill.data import Rows
+from ensdistill.student.quality import Quality
 from ensdistill.student.search import OtherSearch, SearchSettings, TooFewRows
 from ensdistill.student.search.build import Builder
+from ensdistill.student.search.figures import ensemble_figures, figures_of
 from ensdistill.student.search.journal import JOURNAL, Journal
-from ensdistill.student.search.judging import Kept, ensemble_figures, figures_of, kept
+from ensdistill.student.search.judging import Kept, kept
 from ensdistill.student.search.latency import Latency
 from ensdistill.student.search.result import least
 from ensdistill.student.search.rows import Judged, lessons
 from ensdistill.student.search.section import section_of
+from ensdistill.teachers.fitting.scaling import Scaling
 
 pytest.importorskip("optuna")
 
@@ -227,12 +230,14 @@ def test_a_share_is_that_of_the_labels_where_they_show_a_gain():
     judged = Judged(Rows(rows, np.arange(400), labels), 0.9 * np.eye(3)[labels] + 0.1 / 3)
     ensemble = ensemble_figures(judged)
     unsure, half = figures_of(np.zeros((400, 3)), judged), figures_of(np.zeros((400, 3)), judged)
-    half.nll[:] = (ensemble.nll + unsure.nll) / 2
+    parts = ensemble.by_labels, unsure.by_labels
+    between = Quality(lambda weights: sum(one.statistic(weights) for one in parts) / 2, 400, (None, None))
+    half = replace(half, by_labels=between)
     found = kept(half, unsure, ensemble)
     assert found["nll"].basis == "labels"
     assert found["nll"].share == pytest.approx(0.5)
     assert found["nll"].low == pytest.approx(0.5)
-    assert found["accuracy"].share == pytest.approx(0.0)
+    assert found["accuracy"].share == pytest.approx(0.5)
     assert kept(unsure, ensemble, unsure)["nll"].share is None  # the ensemble is worse than direct
 
 
@@ -258,14 +263,17 @@ def test_where_the_ensemble_has_no_gain_in_one_metric_the_other_decides():
     labels = rows.argmax(1)
     judged = Judged(Rows(rows, np.arange(400), labels), 0.9 * np.eye(3)[labels] + 0.1 / 3)
     ensemble = ensemble_figures(judged)
-    direct = figures_of(np.log(judged.ensemble), judged, temperature=4.0)
-    near = replace(direct, nll=0.1 * direct.nll + 0.9 * ensemble.nll)
+    # Of one mind about the classes, so accuracies are equal; unsure, so that there is a gain in NLL.
+    direct = figures_of(np.log(judged.ensemble), judged, Scaling(temperature=4.0))
+    near = figures_of(np.log(judged.ensemble), judged, Scaling(temperature=1.5))
     found = kept(near, direct, ensemble)
     assert found["accuracy"].share is None
-    assert least(found) == pytest.approx(0.9)
-    wrong = replace(near, correct=np.where(np.arange(400) < 40, 0.0, near.correct))
-    assert kept(wrong, direct, ensemble)["accuracy"].worse
-    assert least(kept(wrong, direct, ensemble)) is None
+    assert least(found) == found["nll"].share > 0.5
+    logits = np.log(judged.ensemble)
+    logits[:40] = logits[:40][:, ::-1]  # most of these rows have another class
+    wrong = kept(figures_of(logits, judged, Scaling(temperature=4.0)), direct, ensemble)
+    assert wrong["accuracy"].worse
+    assert least(wrong) is None
 
 
 def test_a_budget_below_every_candidate_names_the_smallest(material):

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ensdistill.common.files import write_json
-from ensdistill.report.frontier import GOALS, draw, lines
+from ensdistill.common.tasks import Task
+from ensdistill.report.frontier import draw, goals_of, lines
 from ensdistill.student.search.judging import Kept
 
 if TYPE_CHECKING:
@@ -29,10 +30,11 @@ class Point:
     runtime : str
         What was measured: ``onnxruntime``, ``torch``, or a booster's library.
     kept : dict of str to Kept
-        Of the gain in ``nll`` and in ``accuracy``.
+        Of the gain in each of the task's goals: ``nll`` and ``accuracy``, of several labels ``bce`` and
+        ``map``, of a regression ``nll`` and ``rmse``.
     figures : dict of str to float
-        Means over the rows that judge, after a temperature was fitted: ``kl``, ``agreement``, and ``nll`` and
-        ``accuracy`` where there are labels.
+        Means over the rows that judge, after a calibration by them; see
+        :class:`ensdistill.student.search.figures.Figures`.
     values : dict
         The trial's settings.
     section : dict
@@ -57,31 +59,15 @@ class Point:
 
     @property
     def share(self) -> float | None:
-        """The smaller of the shares kept in NLL and in accuracy; see :func:`least`."""
+        """The smaller of the shares kept; see :func:`least`."""
         return least(self.kept)
 
 
 def least(kept: Mapping[str, Kept]) -> float | None:
     """The smaller of the shares. A metric in which the ensemble has no gain has none: None where both have
     none, or where the student is worse than direct in it."""
-    known = [kept[metric].share for metric in GOALS]
-    if any(kept[metric].worse for metric in GOALS):
-        return None
-    return min((share for share in known if share is not None), default=None)
-
-
-def _kept(one: Point) -> str:
-    """A student's kept shares and its size in words."""
-    names = {"nll": "the gain in NLL", "accuracy": "that in accuracy"}
-    shares = [f"{one.kept[key]} of {name}" for key, name in names.items() if one.kept[key].share is not None]
-    lacking = [
-        f"in {name} the ensemble has no gain over direct"
-        for key, name in {"nll": "NLL", "accuracy": "accuracy"}.items()
-        if one.kept[key].share is None
-    ]
-    size = f"{one.parameters:,} parameters" if one.parameters else f"{one.bytes:,} bytes"
-    clauses = [f"it keeps {' and '.join(shares)}"] if shares else []
-    return "; ".join([*clauses, *lacking]) + f"; it has {size}"
+    known = [one.share for one in kept.values() if one.share is not None]
+    return None if any(one.worse for one in kept.values()) else min(known, default=None)
 
 
 @dataclass(frozen=True)
@@ -125,7 +111,7 @@ class SearchResult:
     ensemble : dict of str to float
         The ensemble's own figures on the rows that judge.
     gain : dict
-        The ensemble's gain over the direct student on the labels, ``nll`` and ``accuracy``: mean and 95 %
+        The ensemble's gain over the direct student on the labels, in each of the task's goals: mean and 95 %
         interval, or None.
     keep : float or None
     limits : dict of str to float
@@ -133,6 +119,7 @@ class SearchResult:
     rows, labelled : int
         Rows that judge, and those with a label among them.
     cost : Cost
+    task : {"classification", "multilabel", "regression"}
     """
 
     points: tuple[Point, ...]
@@ -147,20 +134,31 @@ class SearchResult:
     labelled: int
     cost: Cost
     notes: tuple[str, ...] = field(default=())
+    task: Task = "classification"
 
     @property
     def verdict(self) -> str:
         """The choice in words."""
         goal, within = self.wanted, self.within
-        if self.chosen is not None:
+        if (one := self.chosen) is not None:
             smallest = "" if self.keep is None else "is the smallest that "
-            return f"{self.chosen.candidate} {smallest}{goal}{within}: {_kept(self.chosen)}"
-        if self.nearest is None:
+            return f"{one.candidate} {smallest}{goal}{within}: {self._kept(one)}"
+        if (one := self.nearest) is None:
             return f"no student was judged, so none {goal}{within}"
-        one = self.nearest
         beyond = "" if one.fits else ", beyond the budget"
         share = "keeps a share of the gains" if self.keep is None else goal
-        return f"no student {share}{within}; the nearest is {one.candidate}{beyond}: {_kept(one)}"
+        return f"no student {share}{within}; the nearest is {one.candidate}{beyond}: {self._kept(one)}"
+
+    def _kept(self, one: Point) -> str:
+        """A student's kept shares and its size in words."""
+        clauses = [
+            f"in {m.label} the ensemble has no gain over direct"
+            if one.kept[m.name].share is None
+            else f"it keeps {one.kept[m.name]} of the gain in {m.label}"
+            for m in goals_of(self.task)
+        ]
+        size = f"{one.parameters:,} parameters" if one.parameters else f"{one.bytes:,} bytes"
+        return "; ".join([*clauses, f"it has {size}"])
 
     @property
     def wanted(self) -> str:
@@ -191,6 +189,7 @@ class SearchResult:
             "rows": self.rows,
             "labelled": self.labelled,
             "cost": asdict(self.cost),
+            "task": self.task,
             "verdict": self.verdict,
             "notes": list(self.notes),
         }
