@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 Activation = Literal["relu", "gelu", "silu", "tanh"]
 Pooling = Literal["max", "average"]
 Numbers = Literal["plain", "piecewise", "periodic"]
+Average = Literal["softmax", "sigmoid", "outputs"]
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "gelu": nn.GELU,
@@ -207,7 +209,12 @@ class TabularMLP(nn.Module):
         )
         embedded = sum(m.embedding_dim for m in self.categories if isinstance(m, nn.Embedding))
         features = self.plain + embedded + (numeric * (width - 1) if self.numbers is not None else 0)
-        self.head = nn.Sequential(*_head(features, hidden, outputs, dropout, activation))
+        self.head = self._made_head(features, hidden, outputs, dropout, activation)
+
+    def _made_head(
+        self, features: int, hidden: Sequence[int], outputs: int, dropout: float, activation: str
+    ) -> nn.Module:
+        return nn.Sequential(*_head(features, hidden, outputs, dropout, activation))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits [N, outputs] for float32 [N, inputs]."""
@@ -218,6 +225,118 @@ class TabularMLP(nn.Module):
             parts.append(embedding(inputs[:, column].long() + 1))
         out: Tensor = self.head(torch.cat(parts, 1))
         return out
+
+
+class TabM(TabularMLP):
+    """An ensemble of MLPs in one: they share their large matrices, and each has scales and biases of its own.
+
+    In training each row of a batch goes through one of them, in turn, so a step costs as much as that of one
+    MLP, and needs more steps. In evaluation each row goes through all, and they are averaged.
+
+    Parameters
+    ----------
+    inputs, numeric, cardinalities, hidden, outputs, dropout, activation, numbers, width, bins
+        As of :class:`TabularMLP`.
+    members : int
+        MLPs in it.
+    average : {"softmax", "sigmoid", "outputs"}
+        The mean of the members' probabilities, of classes or of several labels; or of their outputs, of a
+        regression.
+
+    References
+    ----------
+    Gorishniy et al. (2024), "TabM: Advancing Tabular Deep Learning with Parameter-Efficient Ensembling"; Wen
+    et al. (2020), "BatchEnsemble: an Alternative Approach to Efficient Ensemble and Lifelong Learning".
+
+    Examples
+    --------
+    >>> TabM(inputs=4, hidden=[8], outputs=3, members=2).eval()(torch.rand(5, 4)).shape
+    torch.Size([5, 3])
+    """
+
+    def __init__(
+        self,
+        inputs: int = 8,
+        numeric: int = 0,
+        cardinalities: Sequence[int] = (),
+        hidden: Sequence[int] = (256, 256),
+        outputs: int = 2,
+        dropout: float = 0.0,
+        activation: Activation = "silu",
+        numbers: Numbers = "plain",
+        width: int = 12,
+        bins: int = 16,
+        members: int = 4,
+        average: Average = "softmax",
+    ) -> None:
+        if members < 1:
+            raise ValueError(f"members: expected at least 1; got {members}")
+        if average not in ("softmax", "sigmoid", "outputs"):
+            raise ValueError(f"average: expected softmax, sigmoid or outputs; got {average!r}")
+        self._kind: tuple[int, Average] = (members, average)
+        super().__init__(
+            inputs, numeric, cardinalities, hidden, outputs, dropout, activation, numbers, width, bins
+        )
+
+    def _made_head(
+        self, features: int, hidden: Sequence[int], outputs: int, dropout: float, activation: str
+    ) -> nn.Module:
+        return _Averaged(*self._kind, features, hidden, outputs, dropout, activation)
+
+
+class _Averaged(nn.Module):
+    """The members' layers after the embeddings, and their average."""
+
+    def __init__(
+        self,
+        members: int,
+        average: Average,
+        features: int,
+        hidden: Sequence[int],
+        outputs: int,
+        dropout: float,
+        activation: str,
+    ) -> None:
+        super().__init__()
+        self.members, self.average = members, average
+        sizes = [features, *hidden]
+        # Members that begin alike would stay alike: the first scales are random signs, and biases differ.
+        signs = torch.randint(2, (members, features)).float() * 2 - 1
+        ones = [torch.ones(members, size) for size in sizes[1:]]
+        self.scales_in = nn.ParameterList([signs, *ones[:-1]][: len(hidden)])
+        self.scales_out = nn.ParameterList(ones)
+        self.shared = nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in pairwise(sizes))
+        self.biases = nn.ParameterList(_uniform(a, members, b) for a, b in pairwise(sizes))
+        self.last = nn.Parameter(_uniform(sizes[-1], members, sizes[-1], outputs))
+        self.last_bias = nn.Parameter(_uniform(sizes[-1], members, outputs))
+        self.activation, self.dropout = _activation(activation), nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The averages [N, outputs]; in training the output of one member for each row."""
+        if self.training:
+            own = torch.arange(x.shape[0], device=x.device) % self.members
+            for scale, linear, scaled, bias in self._layers():
+                x = self.dropout(self.activation(linear(x * scale[own]) * scaled[own] + bias[own]))
+            return torch.einsum("nh,nho->no", x, self.last[own]) + self.last_bias[own]
+        x = x.unsqueeze(1)
+        for scale, linear, scaled, bias in self._layers():
+            x = self.activation(linear(x * scale) * scaled + bias)
+        outputs = torch.einsum("nkh,kho->nko", x.expand(-1, self.members, -1), self.last) + self.last_bias
+        if self.average == "outputs":
+            return outputs.mean(1)
+        if self.average == "softmax":
+            return outputs.log_softmax(-1).logsumexp(1) - math.log(self.members)
+        yes, no = (nn.functional.logsigmoid(sign * outputs).logsumexp(1) for sign in (1, -1))
+        return yes - no
+
+    def _layers(self) -> Iterator[tuple[Tensor, nn.Module, Tensor, Tensor]]:
+        return zip(self.scales_in, self.shared, self.scales_out, self.biases, strict=True)
+
+
+def _uniform(features: int, *shape: int) -> Tensor:
+    """As torch.nn.Linear begins."""
+    bound = 1 / math.sqrt(features)
+    return torch.empty(shape).uniform_(-bound, bound)
 
 
 def _number_embeddings(kind: Numbers, count: int, width: int, bins: int) -> nn.Module | None:

@@ -109,6 +109,7 @@ def config(case: Case) -> Config:
     distill = replace(made.distill, students=students(case, student))
     if case.steps is not None:
         teachers, distill = replace(teachers, folds=3), replace(distill, folds=2)
+    minutes = case.seeds * MINUTES["quick" if case.quick else "full"]
     return Config(
         Drawn(case.name, rows.labelled, rows.pool, rows.test, case.first_seed),
         teachers,
@@ -118,7 +119,7 @@ def config(case: Case) -> Config:
         folder=case.folder,
         seeds=case.seeds,
         max_test_copies=0.5,  # coarse columns; the report gives the figures without them too
-        minutes=case.seeds * MINUTES["quick" if case.quick else "full"],
+        minutes=minutes if case.searched else None,
     )
 
 

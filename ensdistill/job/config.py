@@ -334,7 +334,7 @@ class Config(SearchBudget):
 
     def __post_init__(self) -> None:
         plain_fields(self)
-        self.check_search_budget()
+        self.check_search_budget(bool(self.searched))
         for name, least in (("seeds", 1), ("workers", 0), ("threads", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}; got {getattr(self, name)}")

@@ -224,7 +224,7 @@ class RunFolder:
             return digest([*common, *made_from, *higher])
         distill = config.distill
         if unit.stage == "search":
-            goal = distill.students[unit.student].search_settings(config.minutes, config.trials)
+            goal = distill.students[unit.student].search_settings(config.search_minutes, config.trials)
             rows = config.validation(unit.seed)
             made = [describe(goal), len(config.searched), self.digest(unit.needs()[0]), rows, unit.student]
             return digest([*common, *made])

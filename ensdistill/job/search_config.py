@@ -20,7 +20,7 @@ from ensdistill.loss.settings import LossSettings, check_trained
 from ensdistill.student.search.build import class_at, made
 from ensdistill.student.search.families import import_family
 from ensdistill.student.search.rows import LEAST, SHARE
-from ensdistill.student.search.settings import SearchSettings, check_budget
+from ensdistill.student.search.settings import MINUTES, SearchSettings, check_budget
 
 HELD_BACK = 0.2  # of the labelled rows at most
 MOST = 2000
@@ -90,7 +90,7 @@ class SearchedStudent:
                 )
         return True
 
-    def search_settings(self, minutes: float = 10.0, trials: int | None = None) -> SearchSettings:
+    def search_settings(self, minutes: float = MINUTES, trials: int | None = None) -> SearchSettings:
         return SearchSettings(
             keep=self.keep,
             max_latency=self.max_latency,
@@ -108,17 +108,42 @@ class SearchBudget:
 
     Parameters
     ----------
-    minutes : float
-        Of all searches for students of the job together, those of all seeds; half of them is *direct*'s.
+    minutes : float, optional
+        Of all searches for students of the job together, those of all seeds, 10 by default; half of them is
+        *direct*'s.
     trials : int, optional
         So many trials of each searched student and as many of its *direct*, in place of the minutes.
     """
 
-    minutes: float = 10.0
+    minutes: float | None = None
     trials: int | None = None
 
-    def check_search_budget(self) -> None:
-        check_budget(self.minutes, self.trials)
+    @property
+    def search_minutes(self) -> float:
+        """The minutes, or the default."""
+        return MINUTES if self.minutes is None else self.minutes
+
+    def check_search_budget(self, searched: bool) -> None:
+        """Raise ValueError for a budget that is none, or that nothing would use."""
+        check_budget(self.search_minutes, self.trials)
+        given = {"minutes": self.minutes, "trials": self.trials}
+        for name, value in given.items():
+            if value is not None and not searched:
+                raise ValueError(
+                    f"{name}: expected none where no student is searched for; got {value}: leave it out, or "
+                    "give a student keep or max_* in place of its model (data in place of CONFIG: --keep "
+                    "0.95). The budget of teachers: auto is teachers.minutes"
+                )
+        check_one_budget(self.minutes, self.trials)
+
+
+def check_one_budget(minutes: float | None, trials: int | None) -> None:
+    """Raise ValueError where both are given."""
+    if minutes is not None and trials is not None:
+        raise ValueError(
+            f"minutes: expected none beside trials, which end a search in place of them; got {minutes} and "
+            f"{trials} trials: leave one of the two out"
+        )
 
 
 def held_back(split: Split, seed: int) -> tuple[Split, Rows | None]:
@@ -151,13 +176,19 @@ def predictions(ensemble: Any, samples: Any) -> Any:
 
 def too_few(split: Split, validation: Rows | None, transfer: TransferSet) -> str:
     """The reason why there are too few rows that judge searched students; empty where there are enough."""
-    if validation is not None or len(transfer.synthetic) or SHARE * len(split.pool) >= LEAST:
+    pool, made = len(split.pool) * transfer.pool, sum(source.rows for source in transfer.synthetic)
+    if validation is not None or enough_judge(pool + made):
         return ""
     return (
-        f"a search needs {LEAST} rows that judge, a fifth of the labelled rows or a quarter of the pool; got "
-        f"{len(split.labelled)} labelled rows and a pool of {len(split.pool)}: have {5 * LEAST} labelled "
-        f"rows, a pool of {4 * LEAST}"
+        f"a search needs {LEAST} rows that judge, a fifth of the labelled rows or a quarter of the pool and "
+        f"the synthetic rows; got {len(split.labelled)} labelled rows, a pool of {pool} and {made} synthetic "
+        f"rows: have {5 * LEAST} labelled rows, or {4 * LEAST} rows in pool and synthetic rows"
     )
+
+
+def enough_judge(unlabelled: int) -> bool:
+    """Whether so many rows without a label in the transfer set are enough to hold out those that judge."""
+    return SHARE * unlabelled >= LEAST
 
 
 def found_student(section: Mapping[str, Any]) -> dict[str, Any]:

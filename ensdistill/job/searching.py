@@ -126,7 +126,7 @@ def _with_rows(found: SearchResult, known: Mapping[str, StudentRows | None]) -> 
 
 def minutes_of_each(config: Config) -> float:
     """The share of the minutes that each search has."""
-    return config.minutes / max(1, config.seeds * len(config.searched))
+    return config.search_minutes / max(1, config.seeds * len(config.searched))
 
 
 def check_search(config: Config) -> None:

@@ -16,6 +16,7 @@ from ensdistill.job.config import other_targets_refused
 from ensdistill.job.predictions import HeldOut
 from ensdistill.job.rows_config import StudentRows
 from ensdistill.job.run_folder import RunFolder, Unit
+from ensdistill.job.search_config import enough_judge
 from ensdistill.job.stored import labelled_targets, of_transfer
 from ensdistill.teachers import Ensemble
 
@@ -117,7 +118,8 @@ def choices(run: RunFolder, seed: int) -> dict[str, StudentRows | None]:
     origin = dict(run.record(Unit("cache", seed))["origin"])
     if any(name not in REAL for name in origin):
         found["a quarter of the synthetic rows' weight"] = StudentRows(synthetic=0.25)
-        if origin.get("pool"):
+        # The rows that judge come from all parts alike, so the real rows have to be enough for them.
+        if run.config.validation(seed) is not None or enough_judge(origin.get("pool", 0)):
             found["no synthetic rows"] = StudentRows(synthetic=0.0)
     if other_targets_refused(config):
         return found

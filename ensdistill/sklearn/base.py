@@ -48,7 +48,7 @@ class Distilled(BaseEstimator):
         max_bytes: int | str | None = None,
         max_parameters: int | None = None,
         families: Sequence[Any] | None = None,
-        minutes: float = 10.0,
+        minutes: float | None = None,
         trials: int | None = None,
         random_state: Any = None,
         n_jobs: int | None = None,

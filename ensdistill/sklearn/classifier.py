@@ -61,8 +61,8 @@ class DistilledClassifier(ClassifierMixin, Distilled):
         without ``keep`` the search finds the student within them that keeps the most.
     families : list of str, optional
         Kinds of students that are searched, such as ``["mlp", "boosted"]``; all that fit X by default.
-    minutes : float
-        Of the search; half of them is *direct*'s.
+    minutes : float, optional
+        Of the search, 10 by default; half of them is *direct*'s. Only with ``keep`` or ``max_*``.
     trials : int, optional
         So many trials of the student and as many of *direct*, in place of the minutes; only with ``keep`` or
         ``max_*``.

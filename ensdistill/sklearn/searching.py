@@ -8,13 +8,14 @@ from typing import Any
 from ensdistill.cache import TargetCache
 from ensdistill.data import Rows, Split
 from ensdistill.data.transfer import TransferSet
-from ensdistill.job.search_config import found_student, held_back, predictions, too_few
+from ensdistill.job.search_config import check_one_budget, found_student, held_back, predictions, too_few
 from ensdistill.job.student_config import StudentConfig
 from ensdistill.loss.settings import LossSettings
 from ensdistill.sklearn.students import Estimator, Network, Student
 from ensdistill.student.search import SearchResult, SearchSettings, search_student
 from ensdistill.student.search.families import import_family
 from ensdistill.student.search.journal import optuna_of
+from ensdistill.student.search.settings import MINUTES
 
 GOALS = ("keep", "max_latency", "max_bytes", "max_parameters")
 FOUND = ("optimization", "temperature", "alpha", "loss")
@@ -79,15 +80,18 @@ def search_of(estimator: Any) -> Search | None:
     goals = {name: getattr(estimator, name) for name in GOALS}
     families = estimator.families
     if all(value is None for value in goals.values()):
-        for name in ("families", "trials"):
+        for name in ("families", "minutes", "trials"):
             if (given := getattr(estimator, name)) is not None:
+                more = "; the time of teachers='auto' is teacher_minutes" * (name == "minutes")
                 raise ValueError(
-                    f"{name}: expected None without keep or max_*, by which a search chooses; got {given!r}"
+                    f"{name}: expected None without keep or max_*, by which a search chooses; got "
+                    f"{given!r}{more}"
                 )
         return None
+    check_one_budget(estimator.minutes, estimator.trials)
     settings = SearchSettings(
         **goals,
-        minutes=estimator.minutes,
+        minutes=MINUTES if estimator.minutes is None else estimator.minutes,
         trials=estimator.trials,
         families=() if families is None else families,
     )

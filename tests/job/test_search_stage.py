@@ -120,7 +120,14 @@ def test_labelled_rows_that_judge_are_in_no_part_of_the_split(tmp_path):
         ),
         ({"distill.students": {"small": {}}}, "model: expected a model or an estimator"),
         ({"minutes": 0}, "minutes: expected a positive number"),
+        ({"minutes": 3}, "minutes: expected none where no student is searched for; got 3"),
+        ({"trials": 3}, "trials: expected none where no student is searched for; got 3"),
+        (SEARCHED | {"minutes": 3, "trials": 4}, "minutes: expected none beside trials"),
         (SEARCHED | {"data.init_args.pool": 100, "cache.transfer": {}}, "a search needs 203 rows that judge"),
+        (
+            SEARCHED | {"data.init_args.pool": 100},
+            "a pool of 100 and 60 synthetic rows: have 1015 labelled rows",
+        ),
     ],
 )
 def test_wrong_searches_are_refused_before_any_work(tmp_path, change, message):

@@ -83,8 +83,16 @@ def test_a_loaded_classifier_keeps_the_goal(fitted, tmp_path):
         ({"keep": 0.9, "student": MLP}, "student: expected 'auto' beside keep"),
         ({"keep": 0.9, "temperature": 2.0}, "temperature: expected None beside keep or max_"),
         ({"families": ["mlp"]}, "families: expected None without keep or max_"),
+        ({"minutes": 5}, "minutes: expected None without keep or max_.*; got 5; .* is teacher_minutes"),
+        (
+            {"keep": 0.9, "minutes": 3, "trials": 5},
+            "minutes: expected none beside trials.*got 3 and 5 trials",
+        ),
         ({"trials": 5}, "trials: expected None without keep or max_.*; got 5"),
-        ({"keep": 0.9}, "keep: a search needs 203 rows that judge.*got 240 labelled rows and a pool of 0"),
+        (
+            {"keep": 0.9},
+            "keep: a search needs 203 rows that judge.*got 240 labelled rows, a pool of 0 and 0 synthetic rows",
+        ),
     ],
 )
 def test_wrong_goals_are_refused_before_the_teachers_are_trained(settings, message):

@@ -34,6 +34,22 @@ class Tiny:
         ]
 
 
+class Boosters:
+    """A family of two boosters, of 2 and of 8 rounds."""
+
+    name = "boosters"
+
+    def refuses(self, about):
+        return ""
+
+    def candidates(self, about):
+        return [Candidate("boosters", str(n), estimator=self._of(n)) for n in (2, 8)]
+
+    def _of(self, rounds):
+        given = {"n_estimators": rounds, "n_jobs": 1, "verbosity": -1}
+        return {"class_path": "lightgbm.LGBMClassifier", "init_args": given}
+
+
 class Material:
     """Rows and cache of a forest that has learned from 700 other rows, so that it is far better than a student
     that learns from the 100 labelled ones; and 300 validation rows."""
@@ -46,10 +62,19 @@ class Material:
         forest = ExtraTreesClassifier(30, random_state=0).fit(known.inputs.reshape(700, -1), known.labels)
         self.ensemble = Ensemble.from_members([SklearnMember(forest, classes=split.classes)])
         self.rows = TransferSet().build(replace(split, labelled=own), 0).rows
-        self.cache = cache_targets(self.ensemble, self.rows, folder)
+        self.folder, self.cache = folder, cache_targets(self.ensemble, self.rows, folder)
+        self.flat = None
         self.validation = Rows(held.inputs, 10_000 + np.arange(300), held.labels)
         self.probabilities = np.asarray(self.ensemble.predict_proba(held.inputs))
 
     def search(self, **settings):
         given = {"validation": self.validation, "ensemble": self.probabilities, "families": [Tiny()], **FAST}
         return search_student(self.rows, self.cache, **(given | settings))
+
+    def search_flat(self, **settings):
+        """With inputs [N, 64], which boosters take."""
+        rows, held = (replace(one, inputs=one.inputs.reshape(-1, 64)) for one in (self.rows, self.validation))
+        if self.flat is None:
+            self.flat = cache_targets(self.ensemble, rows, self.folder.with_name("flat"))
+        given = {"validation": held, "ensemble": self.probabilities, **FAST}
+        return search_student(rows, self.flat, **(given | settings))

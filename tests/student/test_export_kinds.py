@@ -17,7 +17,7 @@ from ensdistill.data.preprocess import (
     Named,
     Tokens,
 )
-from ensdistill.models import CNN, MLP, BagOfNgrams, TabularMLP, TextTransformer
+from ensdistill.models import CNN, MLP, BagOfNgrams, TabM, TabularMLP, TextTransformer
 from ensdistill.student.export import run_onnx, to_onnx
 from ensdistill.teachers.members import SklearnMember
 
@@ -76,6 +76,7 @@ CODES = np.concatenate([RNG.random((20, 2)), RNG.integers(0, 2, (20, 3)), RNG.in
 KINDS = {
     "numbers": (partial(MLP, 6, [8], 3), None, NUMBERS),
     "float64": (partial(MLP, 6, [8], 3), None, NUMBERS.astype(np.float64)),
+    "several in one": (partial(TabM, 6, hidden=[8], outputs=3), None, NUMBERS),
     "integers": (partial(MLP, 6, [8], 3), None, (10 * NUMBERS).astype(np.int64)),
     "bytes": (
         partial(MLP, 6, [8], 3, activation="silu"),
@@ -144,8 +145,9 @@ class Recurrent(nn.Module):
 
 
 LONG = {
-    "bytes", "gray images", "channels first", "fields, a dict", "fields, a tuple", "a module before",
-    "piecewise embeddings", "periodic embeddings", "float64 parameters", "recurrent", "batch norm",
+    "several in one", "bytes", "gray images", "channels first", "fields, a dict", "fields, a tuple",
+    "a module before", "piecewise embeddings", "periodic embeddings", "float64 parameters", "recurrent",
+    "batch norm",
 }  # fmt: skip
 
 

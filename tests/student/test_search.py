@@ -14,7 +14,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import yaml
-from search_helpers import Material, Tiny
+from search_helpers import Boosters, Material, Tiny
 
 from ensdistill.data import Rows
 from ensdistill.student.quality import Quality
@@ -24,8 +24,10 @@ from ensdistill.student.search.figures import ensemble_figures, figures_of
 from ensdistill.student.search.journal import JOURNAL, Journal
 from ensdistill.student.search.judging import Kept, kept
 from ensdistill.student.search.latency import Latency
+from ensdistill.student.search.result import least
 from ensdistill.student.search.rows import Judged, lessons
 from ensdistill.student.search.section import section_of
+from ensdistill.teachers.fitting.scaling import Scaling
 
 pytest.importorskip("optuna")
 
@@ -218,7 +220,8 @@ def test_a_budget_leaves_larger_candidates_out_and_the_nearest_is_shown(material
     assert small.points[0].bytes == 4 * small.points[0].parameters < 4000
     assert small.chosen is None
     assert small.nearest == small.points[0]
-    assert "the nearest is tiny/4 with 310 parameters" in str(small)
+    assert "no student keeps 100 % within 1,000 parameters; the nearest is tiny/4: it keeps" in str(small)
+    assert "; it has 310 parameters" in str(small)
 
 
 def test_a_share_is_that_of_the_labels_where_they_show_a_gain():
@@ -236,6 +239,41 @@ def test_a_share_is_that_of_the_labels_where_they_show_a_gain():
     assert found["nll"].low == pytest.approx(0.5)
     assert found["accuracy"].share == pytest.approx(0.5)
     assert kept(unsure, ensemble, unsure)["nll"].share is None  # the ensemble is worse than direct
+
+
+def test_a_boosters_time_is_measured_and_counts_against_the_budget(material):
+    pytest.importorskip("lightgbm")
+    found = material.search_flat(families=[Boosters()], trials=1, max_latency="1ns")
+    assert [(p.fits, p.runtime) for p in found.points] == [(False, "lightgbm")]
+    assert found.points[0].latency > 1e-7
+    assert found.chosen is None
+    assert "; the nearest is boosters/8, beyond the budget: it keeps" in found.verdict
+    assert f"; it has {found.nearest.bytes:,} bytes" in found.verdict
+
+
+def test_a_budget_of_parameters_leaves_boosters_out_which_have_none_that_are_counted(material):
+    both = material.search_flat(families=[Tiny(), Boosters()], trials=1, max_parameters=1000)
+    assert {p.candidate for p in both.points} == {"tiny/4"}
+    with pytest.raises(ValueError, match=r"max_parameters: expected none with boosters alone, .*; got 1000"):
+        material.search_flat(families=[Boosters()], max_parameters=1000)
+
+
+def test_where_the_ensemble_has_no_gain_in_one_metric_the_other_decides():
+    rows = np.random.default_rng(0).random((400, 3))
+    labels = rows.argmax(1)
+    judged = Judged(Rows(rows, np.arange(400), labels), 0.9 * np.eye(3)[labels] + 0.1 / 3)
+    ensemble = ensemble_figures(judged)
+    # Of one mind about the classes, so accuracies are equal; unsure, so that there is a gain in NLL.
+    direct = figures_of(np.log(judged.ensemble), judged, Scaling(temperature=4.0))
+    near = figures_of(np.log(judged.ensemble), judged, Scaling(temperature=1.5))
+    found = kept(near, direct, ensemble)
+    assert found["accuracy"].share is None
+    assert least(found) == found["nll"].share > 0.5
+    logits = np.log(judged.ensemble)
+    logits[:40] = logits[:40][:, ::-1]  # most of these rows have another class
+    wrong = kept(figures_of(logits, judged, Scaling(temperature=4.0)), direct, ensemble)
+    assert wrong["accuracy"].worse
+    assert least(wrong) is None
 
 
 def test_a_budget_below_every_candidate_names_the_smallest(material):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ensdistill.report.frontier import goals_of
 from ensdistill.student.search.journal import Record, best_of
 from ensdistill.student.search.judging import Kept, gain, kept
+from ensdistill.student.search.latency import Latency
 from ensdistill.student.search.result import Cost, Point, SearchResult
 from ensdistill.student.search.rows import Judged
 from ensdistill.student.search.section import section_of
@@ -29,7 +30,7 @@ def chosen_of(search: _Search) -> SearchResult:
         Not one direct student or not one student was judged within the budget.
     """
     records, judged = search.journal.records(), search.lessons.judged
-    direct = best_of(records, "direct")
+    direct = best_of([one for one in records if _fits(search, one)], "direct") or best_of(records, "direct")
     bests = [one for key in search.ladders.built if (one := best_of(records, "student", key)) is not None]
     if direct is None or not bests:
         missing = "direct student" if direct is None else "student"
@@ -72,11 +73,6 @@ def chosen_of(search: _Search) -> SearchResult:
 def _point(search: _Search, record: Record, direct: Record, records: Sequence[Record]) -> Point:
     of, key = search.judgement, record.candidate
     built = search.ladders.built[key]
-    limits = search.settings.limits
-    sizes: dict[str, float] = {"parameters": record.parameters, "bytes": record.bytes}
-    if "seconds" in limits and (latency := search.ladders.latency(key)) is not None:
-        sizes["seconds"] = latency.seconds
-    fits = all(sizes[name] <= limit for name, limit in limits.items() if name in sizes)
     same = best_of(records, "direct", key)
     space = search.space(record.role, key)
     section: dict[str, Any] = {}
@@ -88,14 +84,29 @@ def _point(search: _Search, record: Record, direct: Record, records: Sequence[Re
         key,
         record.parameters,
         record.bytes,
-        None,
-        "",
+        None if record.latency is None else record.latency["seconds"],
+        "" if record.latency is None else record.latency["runtime"],
         kept(of.of(record), of.of(direct), of.ensemble),
         dict(record.losses),
         dict(record.values),
         section,
-        fits=fits,
+        fits=_fits(search, record),
     )
+
+
+def _fits(search: _Search, record: Record) -> bool:
+    """Whether a student is within the limits."""
+    sizes: dict[str, float] = {"parameters": record.parameters, "bytes": record.bytes}
+    if "seconds" in search.settings.limits and (latency := _latency(search, record)) is not None:
+        sizes["seconds"] = latency.seconds
+    return all(sizes[name] <= limit for name, limit in search.settings.limits.items() if name in sizes)
+
+
+def _latency(search: _Search, record: Record) -> Latency | None:
+    """The one that the trial measured, or that of the candidate's network."""
+    if record.latency is not None:
+        return Latency(**record.latency)
+    return search.ladders.latency(record.candidate)
 
 
 def _timed(search: _Search, one: Point) -> Point:
@@ -104,7 +115,7 @@ def _timed(search: _Search, one: Point) -> Point:
 
 
 def _keeps(one: Point, direct: Record, keep: float) -> bool:
-    """Whether both shares are at least ``keep``, and no interval lies below it.
+    """Whether the shares are at least ``keep``, and no interval lies below it.
 
     A share by the ensemble's own predictions is of likeness: a student may be like an ensemble that is no
     better than direct. So where rows have labels, its NLL on them must not be above direct's.
@@ -112,10 +123,8 @@ def _keeps(one: Point, direct: Record, keep: float) -> bool:
     likelihood = next(iter(one.kept))
     if likelihood in direct.losses and one.figures[likelihood] > direct.losses[likelihood]:
         return False
-    return all(
-        share.share is not None and share.share >= keep and (share.high is None or share.high >= keep)
-        for share in one.kept.values()
-    )
+    highs = [share.high for share in one.kept.values()]
+    return (one.share or 0.0) >= keep and all(high is None or high >= keep for high in highs)
 
 
 def _leads(one: Point, points: Sequence[Point]) -> bool:

@@ -61,6 +61,8 @@ class Record:
         The process.
     final : bool
         Whether it was one of the long trainings in the last part of a search.
+    latency : dict, optional
+        The fields of a :class:`Latency`, of a student that is no network.
     """
 
     role: Role
@@ -77,6 +79,7 @@ class Record:
     started: float = 0.0
     worker: str = ""
     final: bool = False
+    latency: Mapping[str, Any] | None = None
 
     @property
     def key(self) -> str:

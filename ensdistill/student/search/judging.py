@@ -42,12 +42,16 @@ class Kept:
     basis : {"labels", "ensemble"}
         On the rows' labels; or by the ensemble's own predictions, as if the labels were drawn from these:
         where there are no labels, or too few to show the gain.
+    worse : bool
+        Where the ensemble is no better: whether the student is worse than the direct one, beyond the 95 %
+        interval.
     """
 
     share: float | None
     low: float | None
     high: float | None
     basis: str
+    worse: bool = False
 
     def __str__(self) -> str:
         return kept_text(asdict(self))
@@ -90,8 +94,8 @@ def _share(models: Sequence[Quality], place: int, basis: str) -> Kept:
     """Of the goal at a place, by student, direct and ensemble."""
     student, direct, ensemble = models
     above, whole = (float((one.values - direct.values)[place]) for one in (student, ensemble))
-    if whole <= 0:
-        return Kept(None, None, None, basis)
     draws = [(one.draws - direct.draws)[:, place] for one in (student, ensemble)]
+    if whole <= 0:
+        return Kept(None, None, None, basis, worse=above < 0 and interval(draws[0])[1] < 0)
     low, high = ratio_interval(*draws) or (None, None)
     return Kept(above / whole, low, high, basis)

@@ -20,7 +20,8 @@ LABELS = {"seconds": "max_latency", "bytes": "max_bytes", "parameters": "max_par
 
 
 class Ladders:
-    """The candidates within the budgets, built for some data.
+    """The candidates within the budgets, built for some data. A budget of parameters leaves estimators out,
+    because theirs are not counted.
 
     Parameters
     ----------
@@ -59,10 +60,14 @@ class Ladders:
         self.keys: dict[str, tuple[str, ...]] = {}
         builder, limits = Builder(lessons, seed), settings.limits
         smallest: dict[str, float] = {}
+        uncounted = False
         for family in families:
             ladder = []
             for candidate in family.candidates(lessons.about):
                 if candidate.seconds > most:
+                    continue
+                if candidate.model is None and "parameters" in limits:
+                    uncounted = True
                     continue
                 one = builder(candidate)
                 sizes = self._sizes(one, limits)
@@ -75,7 +80,13 @@ class Ladders:
                 ordered = sorted(ladder, key=lambda key: self.built[key].parameters or 0)
                 self.keys[family.name] = tuple(ordered)
         if not self.built:
-            raise ValueError(_refusal(settings, [family.name for family in families], smallest))
+            names = ", ".join(family.name for family in families)
+            if uncounted and not smallest:
+                raise ValueError(
+                    f"max_parameters: expected none with {names} alone, whose parameters are not counted; "
+                    f"got {settings.max_parameters}: set max_bytes or max_latency, or name other families"
+                )
+            raise ValueError(_refusal(settings, names, smallest))
 
     def latency(self, key: str) -> Latency | None:
         """Of a network, measured untrained, because its weights have no part in it, by the first process of
@@ -115,9 +126,8 @@ class Ladders:
         return {name: size for name, size in found.items() if name in limits}
 
 
-def _refusal(settings: SearchSettings, families: Sequence[str], smallest: Mapping[str, float]) -> str:
+def _refusal(settings: SearchSettings, names: str, smallest: Mapping[str, float]) -> str:
     """The error where no candidate is left; ``smallest`` has the least sizes of those that were built."""
-    names = ", ".join(families)
     if not smallest:
         return (
             f"minutes: expected time for several fits of {names}; got {settings.minutes:g}: give more, or "

@@ -59,14 +59,15 @@ class Point:
 
     @property
     def share(self) -> float | None:
-        """The smaller of the shares kept."""
+        """The smaller of the shares kept; see :func:`least`."""
         return least(self.kept)
 
 
 def least(kept: Mapping[str, Kept]) -> float | None:
-    """The smaller of the shares; None where one is unknown."""
-    shares = [one.share for one in kept.values()]
-    return None if any(share is None for share in shares) else min(s for s in shares if s is not None)
+    """The smaller of the shares. A metric in which the ensemble has no gain has none: None where both have
+    none, or where the student is worse than direct in it."""
+    known = [one.share for one in kept.values() if one.share is not None]
+    return None if any(one.worse for one in kept.values()) else min(known, default=None)
 
 
 @dataclass(frozen=True)
@@ -138,32 +139,38 @@ class SearchResult:
     @property
     def verdict(self) -> str:
         """The choice in words."""
-        wanted = self.wanted
+        goal, within = self.wanted, self.within
         if (one := self.chosen) is not None:
-            return f"{one.candidate} {wanted}: it {self._keeps(one)}, with {one.parameters:,} parameters"
+            smallest = "" if self.keep is None else "is the smallest that "
+            return f"{one.candidate} {smallest}{goal}{within}: {self._kept(one)}"
         if (one := self.nearest) is None:
-            return f"no student was judged, so none {wanted}"
-        return (
-            f"no student {wanted}; the nearest is {one.candidate} with {one.parameters:,} parameters: it "
-            f"{self._keeps(one)}"
-        )
+            return f"no student was judged, so none {goal}{within}"
+        beyond = "" if one.fits else ", beyond the budget"
+        share = "keeps a share of the gains" if self.keep is None else goal
+        return f"no student {share}{within}; the nearest is {one.candidate}{beyond}: {self._kept(one)}"
 
-    def _keeps(self, one: Point) -> str:
-        first, second = goals_of(self.task)
-        return (
-            f"keeps {one.kept[first.name]} of the gain in {first.label} and {one.kept[second.name]} of that "
-            f"in {second.label}"
-        )
+    def _kept(self, one: Point) -> str:
+        """A student's kept shares and its size in words."""
+        clauses = [
+            f"in {m.label} the ensemble has no gain over direct"
+            if one.kept[m.name].share is None
+            else f"it keeps {one.kept[m.name]} of the gain in {m.label}"
+            for m in goals_of(self.task)
+        ]
+        size = f"{one.parameters:,} parameters" if one.parameters else f"{one.bytes:,} bytes"
+        return "; ".join([*clauses, f"it has {size}"])
 
     @property
     def wanted(self) -> str:
-        """The goal in words."""
+        """The share that is wanted, in words."""
+        return "keeps the most" if self.keep is None else f"keeps {100 * self.keep:g} %"
+
+    @property
+    def within(self) -> str:
+        """The budgets in words."""
         names = {"seconds": "{:g} s a row", "bytes": "{:,.0f} bytes", "parameters": "{:,.0f} parameters"}
         limits = [names[name].format(value) for name, value in self.limits.items()]
-        within = f" within {' and '.join(limits)}" if limits else ""
-        if self.keep is None:
-            return f"keeps the most{within}"
-        return f"is the smallest that keeps {100 * self.keep:g} %{within}"
+        return f" within {' and '.join(limits)}" if limits else ""
 
     def __str__(self) -> str:
         return "\n".join(lines(self.as_json()))

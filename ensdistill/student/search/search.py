@@ -6,7 +6,7 @@ import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -225,6 +225,7 @@ class _Search:
                 "parameters": outcome.parameters,
                 "bytes": outcome.bytes,
                 "steps": outcome.steps,
+                "latency": None if outcome.latency is None else asdict(outcome.latency),
                 "losses": figures.means,
                 "value": objective(figures, role),
             }

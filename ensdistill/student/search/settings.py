@@ -12,6 +12,7 @@ from ensdistill.common.scalars import plain_fields, real, whole
 
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
 _BYTES = {"b": 1, "kb": 1_000, "mb": 1_000_000, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+MINUTES = 10.0
 _NUMBER = re.compile(r"\s*([0-9.]+(?:[eE][-+]?\d+)?)\s*([^\s\d]*)\s*")
 
 
@@ -57,7 +58,7 @@ class SearchSettings:
     max_latency: float | str | None = None
     max_bytes: int | str | None = None
     max_parameters: int | None = None
-    minutes: float = 10.0
+    minutes: float = MINUTES
     trials: int | None = None
     families: tuple[Any, ...] = ()
     steps: int | None = None

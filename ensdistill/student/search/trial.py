@@ -11,7 +11,8 @@ from ensdistill.cache import TargetCache
 from ensdistill.student.callbacks import Callback, TrainingState
 from ensdistill.student.comparisons import OF_ENSEMBLE, OF_LABELS
 from ensdistill.student.search.build import Built
-from ensdistill.student.search.rows import Lessons
+from ensdistill.student.search.latency import Latency, called
+from ensdistill.student.search.rows import Lessons, some_samples
 from ensdistill.student.search.space import Role, Space
 from ensdistill.student.selection import Evaluation
 from ensdistill.student.trainer import StudentTrainer
@@ -39,6 +40,8 @@ class Outcome:
     seconds : float
     steps : int
         Optimiser steps, or rounds.
+    latency : Latency, optional
+        Of a student that is no network; that of a network needs no training.
     """
 
     outputs: Any
@@ -46,6 +49,7 @@ class Outcome:
     bytes: int
     seconds: float
     steps: int
+    latency: Latency | None = None
 
 
 class Ended(Exception):
@@ -91,7 +95,10 @@ class Work:
         fit = self._estimator if self.built.model is None else self._network
         member, steps = fit(report)
         outputs = outputs_of(member, self.lessons.judged.rows.inputs)
-        return Outcome(outputs, member.parameters, member.bytes, time.perf_counter() - begun, steps)
+        spent = time.perf_counter() - begun
+        network = self.built.model is not None
+        latency = None if network else called(member, some_samples(self.lessons.judged.rows, 8))
+        return Outcome(outputs, member.parameters, member.bytes, spent, steps, latency)
 
     def _network(self, report: Report) -> tuple[Member, int]:
         lessons, values, space = self.lessons, self.values, self.space

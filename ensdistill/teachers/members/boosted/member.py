@@ -118,6 +118,11 @@ class BoostedMember:
         self.smoothing, self.batch_size, self.task = smoothing, batch_size, model.task
 
     @property
+    def library(self) -> str:
+        """``xgboost``, ``lightgbm`` or ``catboost``."""
+        return self._model.name
+
+    @property
     def parameters(self) -> int:
         """0: the libraries do not count them."""
         return 0
