@@ -164,9 +164,9 @@ class TabularMLP(nn.Module):
         Dropout probability after each hidden layer.
     activation : {"relu", "gelu", "silu", "tanh"}
     numbers : {"plain", "piecewise", "periodic"}
-        As they are; by piecewise linear embeddings with ``bins`` bins of equal width in 0..1, which after
-        scaling to quantiles hold equally many rows; or by periodic ones. The two need the package
-        ``rtdl_num_embeddings`` (``pip install 'ensdistill[table]'``).
+        As they are; by piecewise linear embeddings with ``bins`` bins, which hold equally many values of a
+        standard normal distribution, near to that of numbers scaled by powers, the default; or by periodic
+        ones. The two need the package ``rtdl_num_embeddings`` (``pip install 'ensdistill[table]'``).
     width : int
         Of each number's embedding.
     bins : int
@@ -354,9 +354,19 @@ def _number_embeddings(kind: Numbers, count: int, width: int, bins: int) -> nn.M
     if kind == "periodic":
         embeddings = rtdl.PeriodicEmbeddings(count, width, lite=False)
     else:
-        edges = [torch.linspace(0, 1, bins + 1) for _ in range(count)]
-        embeddings = rtdl.PiecewiseLinearEmbeddings(edges, width, activation=False, version="B")
+        embeddings = rtdl.PiecewiseLinearEmbeddings(
+            [_edges(bins)] * count, width, activation=False, version="B"
+        )
     return embeddings
+
+
+def _edges(bins: int) -> Tensor:
+    """Edges of bins of a standard normal distribution, the outermost at 3 standard deviations.
+
+    >>> _edges(4).tolist()
+    [-3.0, -0.6744897961616516, 0.0, 0.6744897961616516, 3.0]
+    """
+    return torch.special.ndtri(torch.linspace(0, 1, bins + 1)).clamp(-3, 3)
 
 
 class BagOfNgrams(nn.Module):

@@ -297,7 +297,7 @@ def default_transformer(
         The rows to fit to, without the target.
     numbers : {"quantile", "power", "standard"}
         To a uniform distribution on 0..1, by Yeo and Johnson's power to a normal one, or to mean 0 and
-        variance 1. Networks learned most tables better after powers: docs/data.md has the comparison.
+        variance 1. Networks learned most tables better after powers: docs/numbers.md has the comparison.
     rare : int
         Values of a category that stand in fewer rows are "others".
     most : int

@@ -29,11 +29,11 @@ from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import QuantileTransformer, StandardScaler
+from sklearn.preprocessing import StandardScaler
 
 from ensdistill.common.optimization import Optimization
 from ensdistill.common.tasks import TASKS, Task
-from ensdistill.data.preprocess import TableDefaults
+from ensdistill.data.preprocess import TableDefaults, power_scaler
 from ensdistill.models import MLP, Numbers, TabularMLP
 from ensdistill.teachers.auto.facts import Facts
 from ensdistill.teachers.recipes import Recipe, SklearnMembers, TorchMembers
@@ -214,10 +214,11 @@ def _network(
         model: Any = partial(TabularMLP, numbers=numbers, **given)
         preprocess: Any = TableDefaults(codes=10)
     elif numbers == "plain":
-        model, preprocess = partial(MLP, **given), _filled(StandardScaler())
+        model, preprocess = partial(MLP, **given), _filled(power_scaler())
     else:
         model = partial(TabularMLP, numeric=facts.numbers, numbers=numbers, **given)
-        preprocess = _filled(QuantileTransformer(n_quantiles=min(1000, facts.rows)))
+        preprocess = _filled(power_scaler())
+    smoothing = 0.0 if facts.task == "regression" else smoothing
     optimization = Optimization(
         _steps(facts, size), BATCH, rate, weight_decay=0.05, label_smoothing=smoothing
     )
@@ -256,7 +257,7 @@ def _forests(name: str, classifier: Any, regressor: Any, leaf: int) -> Entry:
 RANDOM_SPLITS: dict[str, Any] = {"extra_trees": True, "num_leaves": 15}
 PORTFOLIO: tuple[Entry, ...] = (
     _boosted("lightgbm", _lightgbm, 1e-8, 3e-4, RATES, "lightgbm"),
-    _networks("mlp", [256, 256], 0.2, "plain", EPOCHS),
+    _networks("mlp", [256, 256], 0.2, "plain", EPOCHS, rate=1e-2, smoothing=0.1),
     _forests("extra_trees", ExtraTreesClassifier, ExtraTreesRegressor, 1),
     _boosted("catboost", _catboost, 8e-8, 1e-3, RATES, "catboost"),
     Entry("linear", ({"steps": 300},), _linear, _linear_seconds, tasks=("multilabel", "regression")),
@@ -265,7 +266,7 @@ PORTFOLIO: tuple[Entry, ...] = (
     _boosted("xgboost", _xgboost, 2e-8, 3e-4, RATES[2:], "xgboost"),
     _networks("mlp_piecewise", [256, 256], 0.2, "piecewise", EPOCHS),
     _boosted("lightgbm_random", partial(_lightgbm, **RANDOM_SPLITS), 7e-9, 3e-4, RATES, "lightgbm"),
-    _networks("mlp_wide", [512, 512], 0.3, "plain", EPOCHS, rate=2e-3),
+    _networks("mlp_wide", [512, 512], 0.3, "plain", EPOCHS, rate=5e-3, smoothing=0.1),
     _forests("random_forest", RandomForestClassifier, RandomForestRegressor, 1),
     _networks("mlp_periodic", [256, 256], 0.2, "periodic", EPOCHS),
     _boosted("boosting", _histograms, 2e-8, 1e-3, RATES[2:], ""),
