@@ -14,17 +14,9 @@ from rich.text import Text
 
 from ensdistill.common import files
 from ensdistill.report import html
+from ensdistill.report.cells import gain_cell, kept_cell, metric_cell, milliseconds, parameters, size
 from ensdistill.report.measures import MEASURES, Metric
-from ensdistill.report.table import (
-    check_version,
-    gain_cell,
-    kept_cell,
-    look,
-    metric_cell,
-    milliseconds,
-    parameters,
-    size,
-)
+from ensdistill.report.table import check_version, look
 from ensdistill.report.verdict import KIND_LABELS, headline
 
 KINDS = ("ensemble", "best_member", "direct", "student")

@@ -5,9 +5,12 @@ lines, so that the page can recolour it for light and dark.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
@@ -86,10 +89,54 @@ def png(figure: Figure) -> bytes:
     return _saved(figure, format="png", dpi=160, facecolor="white")
 
 
-def svg(figure: Figure) -> str:
-    """The ``<svg>`` element alone, transparent, its ink set to the surrounding text's colour."""
-    text = _saved(figure, format="svg", transparent=True, metadata={"Date": None, "Creator": None}).decode()
-    return text[text.index("<svg") :].replace(INK, "currentColor")
+def svg(figure: Figure, label: str, **options: Any) -> str:
+    """The ``<svg>`` element alone, transparent, its ink set to the surrounding text's colour. Screen readers
+    read ``label``, because its letters are drawn."""
+    metadata = {"Date": None, "Creator": None}
+    text = _saved(figure, format="svg", transparent=True, metadata=metadata, **options).decode()
+    text = text[text.index("<svg") + 5 :].replace(INK, "currentColor")
+    # Other figures of the page have elements of these names, to which nothing refers.
+    text = re.sub(r' id="[A-Za-z0-9]+_\d+"', "", text)
+    return f'<svg role="img" aria-label={quoteattr(label)} {text}'
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure in parts, which a page puts side by side where there is room.
+
+    Parameters
+    ----------
+    panels, legend : list of str
+        ``<svg>`` elements: one for each panel, and one for each entry of the legend beside them.
+    """
+
+    panels: Sequence[str]
+    legend: Sequence[str] = ()
+
+
+def in_parts(figure: Figure, label: str) -> Drawn:
+    """The panels of a figure, each named by ``label`` and its title, and the entries of its legends."""
+    from matplotlib.transforms import Bbox
+
+    panels = list(figure.axes)
+    parts: list[tuple[Any, ...]] = [(axis,) for axis in panels]
+    for legend in figure.legends:
+        parts += zip(legend.legend_handles, legend.get_texts(), strict=True)
+    found = []
+    for part in parts:
+        for other in parts:
+            for artist in other:
+                artist.set_visible(other is part)
+        box = (
+            Bbox.union([artist.get_tightbbox() for artist in part])
+            .transformed(figure.dpi_scale_trans.inverted())
+            .padded(0.04)
+        )
+        name = f"{label}: {part[0].get_title()}" if part[0] in panels else part[1].get_text()
+        found.append(svg(figure, name, bbox_inches=box))
+    for artist in (artist for part in parts for artist in part):
+        artist.set_visible(True)
+    return Drawn(found[: len(panels)], found[len(panels) :])
 
 
 def _saved(figure: Figure, **options: Any) -> bytes:

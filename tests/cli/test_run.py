@@ -36,7 +36,7 @@ KINDS = (
 
 def test_the_report_has_the_documented_keys(finished_job):
     report = json.loads((finished_job / "report.json").read_text())
-    assert (report["schema_version"], report["task"]) == (3, "classification")
+    assert (report["schema_version"], report["task"]) == (4, "classification")
     assert report["dataset"] == {
         "name": "Digits",
         "labelled": 100,

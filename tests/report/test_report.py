@@ -135,7 +135,7 @@ def test_json_of_other_tasks_fits_the_schema(make: Callable[..., RunResults]) ->
 
 
 def test_keys_that_are_promised(report: dict[str, Any]) -> None:
-    assert report["schema_version"] == 3
+    assert report["schema_version"] == 4
     assert report["task"] == "classification"
     assert set(report["models"]) == set(KINDS)
     assert set(report["students"]) == {"mlp", "cnn"}
@@ -470,7 +470,7 @@ def test_a_report_of_another_version_is_refused(report: dict[str, Any], version:
     for show in (as_text, lambda r: render(r, {})):
         with pytest.raises(
             ValueError,
-            match=rf"report: expected schema_version 3; got {version}: .*`ensdistill report CONFIG`",
+            match=rf"report: expected schema_version 4; got {version}: .*`ensdistill report CONFIG`",
         ):
             show(old)
 
