@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ensdistill.common.tasks import Task
 from ensdistill.report.drawing import COLOURS, INK, MARKERS, OTHER, panels, plain_log_ticks
 from ensdistill.report.measures import MEASURES, Metric
 from ensdistill.report.results import SHARED_KINDS
@@ -81,13 +82,12 @@ def marks_of(report: dict[str, Any]) -> Iterator[Mark]:
             yield Mark(kind, student["models"][kind], named, place)
 
 
-def draw(report: dict[str, Any]) -> Figure:
-    """A row of panels for each deciding metric that the ensemble has, a column for each cost."""
+def draw(marks: Sequence[Mark], task: Task) -> Figure:
+    """A row of panels for each deciding metric that some model has, a column for each cost."""
     from matplotlib.lines import Line2D
 
-    ensemble, labels = report["models"]["ensemble"], kind_labels(report["task"])
-    metrics = [metric for metric in MEASURES[report["task"]].deciding if metric.name in ensemble]
-    marks = list(marks_of(report))
+    labels = kind_labels(task)
+    metrics = [m for m in MEASURES[task].deciding if any(m.name in mark.model for mark in marks)]
     costs = [of for of in COSTS if any(mark.cost(of) for mark in marks)]
     figure, axes = panels(3.9 * len(costs), 3.1 * len(metrics) + 0.5, len(metrics), len(costs))
     for row, metric in zip(axes, metrics, strict=True):

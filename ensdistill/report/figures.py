@@ -15,6 +15,7 @@ from ensdistill.report.drawing import (
     MARKERS,
     OTHER,
     UNSCALED,
+    lay_out,
     panels,
     plain_log_ticks,
     styled,
@@ -53,13 +54,15 @@ def draw(results: RunResults, report: dict[str, Any]) -> dict[str, Figure]:
     with styled():
         own = {stem: drawing(results, report) for stem, drawing in _OWN[results.task].items()}
         own["uncertainty"] = uncertainty_figure.draw(report)
-        figures = {"metrics": _metrics(report), "frontier": cost_figure.draw(report)}
+        figures = {
+            "metrics": _metrics(report),
+            "frontier": cost_figure.draw(list(cost_figure.marks_of(report)), report["task"]),
+        }
         figures |= {stem: figure for stem, figure in own.items() if figure is not None}
         if any(student.curves for student in results.students):
             figures["learning_curves"] = _learning_curves(results)
-        for figure in figures.values():  # laid out once; each format would do it again, for half of its time
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")
+        for figure in figures.values():
+            lay_out(figure)
     return figures
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from ensdistill.common import files
 from ensdistill.report import cells, figures, footnotes, outputs, sections, table
 from ensdistill.report.captions import SEARCH, WHOLE, shown_figures
-from ensdistill.report.drawing import Drawn, in_parts, png, svg
+from ensdistill.report.drawing import Drawn, in_parts, lay_out, png, svg
 from ensdistill.report.frontier import draw
 from ensdistill.report.judge import judge
 from ensdistill.report.measures import MEASURES
@@ -55,7 +55,9 @@ def write_report(results: RunResults, folder: Path | str) -> dict[str, Any]:
     template("page.html.j2")
     report = judge(results)
     drawn = figures.draw(results, report)
-    drawn |= {f"{SEARCH}{name}": draw(seeds[0]) for name, seeds in report.get("searches", {}).items()}
+    drawn |= {
+        f"{SEARCH}{name}": lay_out(draw(seeds[0])) for name, seeds in report.get("searches", {}).items()
+    }
     for stem, figure in drawn.items():
         files.write_bytes(folder / "figures" / f"{stem}.png", png(figure))
     drawings = {

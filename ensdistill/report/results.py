@@ -315,15 +315,6 @@ class RunResults:
                         f"weights, seed {seed}: expected {len(labels)} numbers of at least 0 with a positive "
                         f"sum, one for each test row; got {list(weights.shape)}"
                     )
-        for what in ("inputs", "uids"):
-            if len(getattr(self, what)):
-                self._check_seeds(what, getattr(self, what))
-                for seed, rows, labels in zip(self.seeds, getattr(self, what), self.labels, strict=True):
-                    if len(rows) != len(labels):
-                        raise ValueError(
-                            f"{what}, seed {seed}: expected {len(labels)}, one for each test row; got "
-                            f"{len(rows)}"
-                        )
         for member in self.members:
             for what in ("weights", "temperatures"):
                 values = getattr(member, what)
@@ -335,6 +326,15 @@ class RunResults:
                         f"{what} of member {member.name!r}: expected finite numbers; got {list(values)}"
                     )
         self._check_predictions()
+        for what in ("inputs", "uids"):
+            if len(getattr(self, what)):
+                self._check_seeds(what, getattr(self, what))
+                for seed, rows, labels in zip(self.seeds, getattr(self, what), self.labels, strict=True):
+                    if len(rows) != len(labels):
+                        raise ValueError(
+                            f"{what}, seed {seed}: expected {len(labels)}, one for each test row; got "
+                            f"{len(rows)}"
+                        )
 
     def without_copies(self) -> RunResults | None:
         """The same results without the test rows that equal a row that was trained on; None where a seed has

@@ -78,7 +78,7 @@ def _fields(values: Any, names: Any) -> dict[str, Any]:
 
 
 def _value(value: Any) -> str:
-    return f"{value:.5g}" if isinstance(value, float) else "–" if value is None else str(value)
+    return f"{value:.5g}" if isinstance(value, float) else "-" if value is None else str(value)
 
 
 def _as_picture(array: np.ndarray) -> np.ndarray | None:

@@ -79,7 +79,7 @@ def _of_numbers(title: str, found: dict[str, Any]) -> Section:
         (one["name"], *(f"{one[key]:.4g}" for key in ("difference", "offset", "deviation")))
         for one in found["numbers"]
     ]
-    return Section(title, about, ("", "difference", "student − ensemble", "sd of labels"), rows)
+    return Section(title, about, ("", "difference", "student - ensemble", "sd of labels"), rows)
 
 
 def uncertainty(report: dict[str, Any]) -> Iterator[Section]:
@@ -96,7 +96,7 @@ def uncertainty(report: dict[str, Any]) -> Iterator[Section]:
                 kind,
                 f"{found[kind]['mean']:.3f}",
                 f"{found[kind]['rank_with_ensemble']:.2f}",
-                *([f"{found[kind]['rank_with_spread']:.2f}"] * spread),
+                *([f"{found[kind]['rank_with_spread']:.2f}"] if spread else ()),
                 scores.text(found[kind]["error"]),
                 scores.text(found[kind]["error_certain"]),
             )
@@ -171,7 +171,9 @@ def forecast(report: dict[str, Any]) -> Iterator[Section]:
         label = f"ensemble over best member, {METRIC_LABELS[metric]}"
         rows.append((label, gain_cell(metric, before), came))
     for name, one in found["expected"].items():
-        shown = f"{100 * one['share']:.0f} % ± {100 * one['error']:.0f}"
+        if name not in report["students"]:
+            continue
+        shown = f"{100 * one['share']:.0f} % (standard error {100 * one['error']:.0f})"
         retained = report["students"][name]["retained_gain"].get("nll")
         rows.append((f"kept in NLL, {name}", shown, "-" if retained is None else kept_cell(retained)))
     yield Section(
@@ -211,7 +213,7 @@ def sample_text(sample: dict[str, Any] | None, letters: int = 150) -> str:
     if sample is None or "png" in sample:
         return ""
     text = sample.get("text") or ", ".join(f"{name} {value}" for name, value in sample["fields"])
-    return text if len(text) <= letters else f"{text[: letters - 1]}…"
+    return text if len(text) <= letters else f"{text[: letters - 3]}..."
 
 
 def _percent(share: float, digits: int = 1) -> str:

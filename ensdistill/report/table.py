@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -155,7 +155,8 @@ def _section(section: Section) -> list[RenderableType]:
     for i, column in enumerate(section.columns):
         # Names are folded where the numbers leave them no room.
         number = i >= section.named
-        table.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=number)
+        side: Literal["left", "right"] = "right" if number else "left"
+        table.add_column(Text(column), justify=side, overflow="fold", no_wrap=number)
     for row in section.rows[:SHOWN_ROWS]:
         _add(table, row)
     if len(section.rows) > SHOWN_ROWS:
