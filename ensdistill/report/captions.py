@@ -82,8 +82,10 @@ class ShownFigure:
     Parameters
     ----------
     title, caption : str
-    panels, legend : list of Markup
-        One ``<svg>`` for each panel, and for each entry of the legend.
+    panels : list of Markup
+        An ``<svg>`` element for each panel.
+    legend : list of (Markup, str)
+        The mark and the text of each entry of the legend.
     least : int
         The width in pixels from which panels stand side by side.
     whole : bool
@@ -115,7 +117,12 @@ def _shown(stem: str, task: Task, drawn: Drawn) -> ShownFigure:
     widths = [float(found[1]) for one in drawn.panels if (found := re.search(r'width="([\d.]+)pt"', one))]
     least = min(round(0.8 * max(widths, default=360.0) * 4 / 3), 420)  # pixels from points
     return ShownFigure(
-        title, caption, [*map(Markup, drawn.panels)], [*map(Markup, drawn.legend)], least, stem in WHOLE
+        title,
+        caption,
+        [*map(Markup, drawn.panels)],
+        [(Markup(m), name) for m, name in drawn.legend],
+        least,
+        stem in WHOLE,
     )
 
 

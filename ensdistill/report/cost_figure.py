@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -117,8 +118,14 @@ def _panel(axis: Any, marks: Sequence[Mark], metric: Metric, of: str) -> None:
             axis.annotate(mark.name, (x, y), textcoords="offset points", fontsize=9, **(mark.place or {}))
     axis.set_xscale("log")
     axis.margins(x=0.25, y=0.16)
-    plain_log_ticks(axis.xaxis)
+    plain_log_ticks(axis.xaxis, *([_bytes] if of == "bytes" else []))
     axis.set(title=f"{metric.title}, {'↑' if metric.sign > 0 else '↓'} better", xlabel=COSTS[of])
+
+
+def _bytes(value: float) -> str:
+    """A tick of bytes: 500, 20k, 1M."""
+    power = min(3, max(0, int(math.log10(value) // 3)))
+    return f"{value / 1000**power:g}{('', 'k', 'M', 'G')[power]}"
 
 
 def frontier(points: Sequence[tuple[float, float]], sign: int) -> list[tuple[float, float]]:

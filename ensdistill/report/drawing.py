@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -113,37 +113,49 @@ class Drawn:
 
     Parameters
     ----------
-    panels, legend : list of str
-        ``<svg>`` elements: one for each panel, and one for each entry of the legend beside them.
+    panels : list of str
+        An ``<svg>`` element for each panel.
+    legend : list of (str, str)
+        The ``<svg>`` of the mark, and the text, of each entry of the legend beside the panels.
     """
 
     panels: Sequence[str]
-    legend: Sequence[str] = ()
+    legend: Sequence[tuple[str, str]] = ()
 
 
 def in_parts(figure: Figure, label: str) -> Drawn:
-    """The panels of a figure, each named by ``label`` and its title, and the entries of its legends."""
-    from matplotlib.transforms import Bbox
+    """The panels of a figure that is laid out, each named by ``label`` and its title, and its legends."""
+    inches = figure.dpi_scale_trans.inverted()
+    axes, panels = list(figure.axes), []
+    legends = list(figure.legends)
+    for hidden in legends:
+        hidden.set_visible(False)
+    for axis in axes:
+        for other in axes:
+            other.set_visible(other is axis)
+        box = axis.get_tightbbox().transformed(inches).padded(0.04)
+        panels.append(svg(figure, f"{label}: {axis.get_title()}", bbox_inches=box))
+    for part in (*axes, *legends):
+        part.set_visible(True)
+    entries = [
+        (_mark(handle, text.get_text()), text.get_text())
+        for legend in legends
+        for handle, text in zip(legend.legend_handles, legend.get_texts(), strict=True)
+    ]
+    return Drawn(panels, entries)
 
-    panels = list(figure.axes)
-    parts: list[tuple[Any, ...]] = [(axis,) for axis in panels]
-    for legend in figure.legends:
-        parts += zip(legend.legend_handles, legend.get_texts(), strict=True)
-    found = []
-    for part in parts:
-        for other in parts:
-            for artist in other:
-                artist.set_visible(other is part)
-        box = (
-            Bbox.union([artist.get_tightbbox() for artist in part])
-            .transformed(figure.dpi_scale_trans.inverted())
-            .padded(0.04)
-        )
-        name = f"{label}: {part[0].get_title()}" if part[0] in panels else part[1].get_text()
-        found.append(svg(figure, name, bbox_inches=box))
-    for artist in (artist for part in parts for artist in part):
-        artist.set_visible(True)
-    return Drawn(found[: len(panels)], found[len(panels) :])
+
+def _mark(handle: Any, label: str) -> str:
+    """The mark of a legend's entry, a line with markers, by itself."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    figure = Figure(figsize=(0.34, 0.17))
+    line = Line2D([0.1, 0.5, 0.9], [0.5, 0.5, 0.5], markevery=[1], transform=figure.transFigure)
+    for name in ("color", "linestyle", "linewidth", "marker", "markersize", "fillstyle", "alpha"):
+        getattr(line, f"set_{name}")(getattr(handle, f"get_{name}")())
+    figure.add_artist(line)
+    return svg(figure, label)
 
 
 def _saved(figure: Figure, **options: Any) -> bytes:
@@ -164,13 +176,13 @@ def panels(width: float, height: float, rows: int, columns: int, **options: Any)
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def plain_log_ticks(axis: Any) -> None:
+def plain_log_ticks(axis: Any, text: Callable[[float], str] = "{:g}".format) -> None:
     """0.2, 1, 5 instead of powers of ten, which a range of less than a decade leaves without labels."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     low, high = axis.get_view_interval()
-    wide = low <= 0 or np.log10(high / low) > 2.5
+    wide = low <= 0 or np.log10(high / low) > 2
     axis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
     axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())

@@ -203,9 +203,9 @@ def furthest_about(report: dict[str, Any]) -> str:
 
 
 def row_name(one: dict[str, Any], several: bool) -> str:
-    """The name of a test row: its uid, or its place; and its seed where there are several."""
-    name = f"place {one['row']}" if one["uid"] is None else f"uid {one['uid']}"
-    return f"{name}, seed {one['seed']}" if several else name
+    """The name of a test row: its place, its seed where there are several, and a uid that is no hash."""
+    name = f"test row {one['row']}" + (f" of seed {one['seed']}" if several else "")
+    return name + (f", uid {one['uid']}" if one["uid"] is not None and abs(one["uid"]) < 10**9 else "")
 
 
 def sample_text(sample: dict[str, Any] | None, letters: int = 150) -> str:

@@ -74,7 +74,7 @@ def test_axe_finds_nothing(
     browser: Browser, pages: dict[str, Path], name: str, width: int, scheme: str
 ) -> None:
     if not AXE.is_file():
-        pytest.skip(f"{AXE} is missing: `make {AXE.name}` fetches it")
+        pytest.skip(f"{AXE} is missing: `make build/axe.min.js` fetches it")
     browser.open(pages[name], width, scheme)
     browser.call("Runtime.evaluate", expression=AXE.read_text(encoding="utf-8"))
     found = browser.value("axe.run({resultTypes: ['violations']}).then(r => r.violations)")
