@@ -133,7 +133,8 @@ def in_parts(figure: Figure, label: str) -> Drawn:
     for axis in axes:
         for other in axes:
             other.set_visible(other is axis)
-        box = axis.get_tightbbox().transformed(inches).padded(0.04)
+        box: Any = axis.get_tightbbox()
+        box = box.transformed(inches).padded(0.04)
         panels.append(svg(figure, f"{label}: {axis.get_title()}", bbox_inches=box))
     for part in (*axes, *legends):
         part.set_visible(True)
