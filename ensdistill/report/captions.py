@@ -58,7 +58,7 @@ _CAPTIONS = {
     ),
     "frontier": (
         "Quality against cost",
-        "Every model on the test rows. A batch is timed as a whole, on the machine named below. A search's "
+        "Every model on the test rows, timed on the machine named below. A search's "
         "candidates are on validation rows, which are other rows, so they are on no line.",
     ),
     "uncertainty": (

@@ -16,7 +16,7 @@ from ensdistill.report.verdict import kind_labels
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COSTS = {"bytes": "bytes", "batch_1": "median latency of one row, ms", "batch_256": "of a batch of 256, ms"}
+COSTS = {"bytes": "bytes", "batch_1": "median latency of one row, ms"}
 MEMBER, EXPORT, CANDIDATE = "member", "exported student", "candidate, validation rows"
 
 
@@ -68,8 +68,8 @@ def marks_of(report: dict[str, Any]) -> Iterator[Mark]:
     for seeds in report.get("searches", {}).values():
         for one in seeds[0]["points"]:
             milliseconds = None if one["latency"] is None else 1e3 * one["latency"]
-            latency = {"batch_1": {"p50": milliseconds}, "batch_256": {"p50": None}}
-            yield Mark(CANDIDATE, {**one["figures"], "bytes": one["bytes"], "latency_ms": latency})
+            latency = {"latency_ms": {"batch_1": {"p50": milliseconds}}}
+            yield Mark(CANDIDATE, {**one["figures"], "bytes": one["bytes"], **latency})
     yield from (Mark(MEMBER, member) for member in report["members"])
     yield from (Mark(EXPORT, one) for one in report.get("exports", ()))
     for kind in SHARED_KINDS:
@@ -90,7 +90,7 @@ def draw(marks: Sequence[Mark], task: Task) -> Figure:
     labels = kind_labels(task)
     metrics = [m for m in MEASURES[task].deciding if any(m.name in mark.model for mark in marks)]
     costs = [of for of in COSTS if any(mark.cost(of) for mark in marks)]
-    figure, axes = panels(3.9 * len(costs), 3.1 * len(metrics) + 0.5, len(metrics), len(costs))
+    figure, axes = panels(4.4 * len(costs), 3.1 * len(metrics) + 0.5, len(metrics), len(costs))
     for row, metric in zip(axes, metrics, strict=True):
         for axis, of in zip(row, costs, strict=True):
             _panel(axis, marks, metric, of)

@@ -121,7 +121,7 @@ def by_outcome(report: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 def _table(title: str, *columns: str) -> Table:
     table = Table(
-        title=title,
+        title=Text(title),
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,

@@ -37,7 +37,7 @@ def test_every_curve_has_its_own_style_and_the_legend_is_beside_them(figures):
 
 def test_students_have_names_and_all_models_are_in_the_legend(figures):
     figure = figures["frontier"]
-    assert len(figure.axes) == 6  # accuracy and NLL, against bytes and two latencies
+    assert len(figure.axes) == 4  # accuracy and NLL, against bytes and latency
     for axis in figure.axes:
         assert sorted(text.get_text() for text in axis.texts) == ["cnn", "cnn", "mlp", "mlp"]
         # A student as good as its direct twin has the same place, and its name stands on another line.
