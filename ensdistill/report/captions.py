@@ -58,8 +58,8 @@ _CAPTIONS = {
     ),
     "frontier": (
         "Quality against cost",
-        "Every model on the test rows, timed on the machine named below. A search's "
-        "candidates are on validation rows, which are other rows, so they are on no line.",
+        "Every model on the test rows, timed on the machine named below; dotted lines join direct and "
+        "student. A search's candidates are on validation rows, which are other rows, so no line has them.",
     ),
     "uncertainty": (
         "Error of the most certain rows",

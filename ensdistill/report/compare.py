@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ensdistill.common.tasks import Task
 from ensdistill.report import html
 from ensdistill.report.captions import shown_figures
 from ensdistill.report.cells import gain_cell, kept_cell, metric_cell, milliseconds, parameters, size
-from ensdistill.report.cost_figure import Mark, draw
+from ensdistill.report.cost_figure import Mark, beside, draw
 from ensdistill.report.drawing import Drawn, in_parts, lay_out, styled
 from ensdistill.report.measures import MEASURES, Metric
 from ensdistill.report.sections import Section
@@ -26,6 +26,10 @@ from ensdistill.report.verdict import KIND_LABELS, headline
 
 KINDS = ("ensemble", "best_member", "direct", "student")
 STUDENT = KIND_LABELS["student"]  # the row that stands out
+FRONTIER = (
+    "Each student, joined to its direct model of the same cost, and each run's ensemble: on the test rows of "
+    "the run, timed on its machine."
+)
 LABEL_WIDTH, COLUMN_WIDTH = 24, 18  # of the table in a terminal
 
 
@@ -118,15 +122,13 @@ def frontier(columns: Sequence[Column]) -> Drawn:
     marks: list[Mark] = []
     known: set[str] = set()
     for i, one in enumerate(columns):
-        side, across = ("left", 9) if i % 2 else ("right", -9)
         if one.run not in known:
             marks.append(
                 Mark("ensemble", one.models["ensemble"], one.run, {"xytext": (0, 8), "ha": "center"})
             )
         known.add(one.run)
         marks.append(Mark("direct", one.models["direct"]))
-        place = {"xytext": (across, 2), "ha": side, "va": "bottom"}
-        marks.append(Mark("student", one.models["student"], one.title, place))
+        marks.append(Mark("student", one.models["student"], one.title, beside(i)))
     with styled():
         return in_parts(lay_out(draw(marks, columns[0].task)), "frontier")
 
@@ -235,13 +237,14 @@ def write_comparison(columns: Sequence[Column], notes: Sequence[str], file: Path
     sections: dict[str, list[str]] = {}
     for section, row in columns[0].cells:
         sections.setdefault(section, []).append(row)
+    (shown,) = shown_figures(columns[0].task, {"frontier": frontier(columns)})["frontier"]
     page = html.template("compare.html.j2").render(
         columns=columns,
         sections=sections,
         notes=notes,
         student=STUDENT,
         overview=overview(columns),
-        figure_of=shown_figures(columns[0].task, {"frontier": frontier(columns)})["frontier"][0],
+        figure_of=replace(shown, caption=FRONTIER),
         **html.script(),
     )
     files.write_bytes(file, page.encode())

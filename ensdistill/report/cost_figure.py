@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ensdistill.common.tasks import Task
@@ -75,12 +76,14 @@ def marks_of(report: dict[str, Any]) -> Iterator[Mark]:
     for kind in SHARED_KINDS:
         yield Mark(kind, report["models"][kind])
     for i, (name, student) in enumerate(report["students"].items()):
-        # Often beside the next student, and at its direct twin, of the same cost, where the two are as good.
-        side, across = ("left", 9) if i % 2 else ("right", -9)
-        for kind, up, edge in (("direct", -2, "top"), ("student", 2, "bottom")):
-            place = {"xytext": (across, up), "ha": side, "va": edge}
-            named = name if len(report["students"]) > 1 else ""
-            yield Mark(kind, student["models"][kind], named, place)
+        yield Mark("direct", student["models"]["direct"])
+        named = name if len(report["students"]) > 1 else ""
+        yield Mark("student", student["models"]["student"], named, beside(i))
+
+
+def beside(place: int) -> dict[str, Any]:
+    """Where the name of a student stands, by its place among the students: neighbours may be as good."""
+    return {"xytext": (8, 3 if place % 2 else -3), "ha": "left", "va": "bottom" if place % 2 else "top"}
 
 
 def draw(marks: Sequence[Mark], task: Task) -> Figure:
@@ -112,6 +115,9 @@ def _panel(axis: Any, marks: Sequence[Mark], metric: Metric, of: str) -> None:
     leading = frontier([(x, y) for x, y, mark in shown if mark.kind != CANDIDATE], metric.sign)
     if leading:
         axis.step(*zip(*leading, strict=True), where="post", color=INK, alpha=0.35, linewidth=1, zorder=1)
+    for (x0, y0, before), (x, y, mark) in pairwise(shown):
+        if (before.kind, mark.kind) == ("direct", "student"):  # of the same student
+            axis.plot([x0, x], [y0, y], ":", color=COLOURS["student"], linewidth=1.2, zorder=1)
     for x, y, mark in shown:
         axis.plot(x, y, linestyle="", **mark.look)
         if mark.name:
