@@ -96,7 +96,8 @@ def _of_labels(p: np.ndarray) -> np.ndarray:
 
 
 def _class_spread(members: Sequence[np.ndarray], weights: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    mixture = np.tensordot(weights, np.stack(members), 1)
+    # One member at a time: all together are K times as large as the test set's probabilities.
+    mixture = sum((w * p for w, p in zip(weights, members, strict=True)), np.zeros(1))
     return sum((w * divergence(p, mixture) for w, p in zip(weights, members, strict=True)), np.zeros(1))
 
 

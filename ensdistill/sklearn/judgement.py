@@ -172,7 +172,7 @@ def report_of(
         weights=[] if split.test.weights is None else [split.test.weights],
         baselines=student.about_baselines,
         task=task,
-        outputs=[] if task == "classification" else list(split.classes),
+        outputs=list(split.classes),
     )
     return Report(judge(results))
 
