@@ -170,7 +170,7 @@ def _numbers(values: np.ndarray, names: list[str], spread: np.ndarray | None = N
     shown = [
         (f"{name} " if len(names) > 1 else "")
         + f"{values[i]:.4g}"
-        + ("" if spread is None else f" (sd {spread[i]:.2g})")
+        + ("" if spread is None else f" (sd {spread[i]:.3g})")
         for i, name in enumerate(names)
     ]
     return _list(shown)
