@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+LEAST = 1e-6  # probability
+
 
 def main(folder: Path) -> None:
     from autogluon.tabular import TabularPredictor
@@ -33,6 +35,9 @@ def main(folder: Path) -> None:
     board = predictor.leaderboard().set_index("model")
     best = max(names, key=lambda name: board.loc[name, "score_val"])
     found = predictor.predict_proba(test, model=best)[classes].to_numpy()
+    # Its students of two classes are regressors, whose values leave [0, 1].
+    found = np.clip(found, LEAST, 1)
+    found /= found.sum(1, keepdims=True)
     np.save(folder / "probabilities.npy", found)
     (folder / "models.json").write_text(json.dumps({"chosen": best, "all": list(map(str, names))}))
 

@@ -14,10 +14,9 @@ from torch import nn
 
 from benchmarks.quality.lenet import LeNet
 from benchmarks.quality.sets import SETS, Drawn, Regime, content
-from ensdistill.common.optimization import Optimization
 from ensdistill.job import scheduler
 from ensdistill.job.config import Config, TeachersConfig
-from ensdistill.job.defaults import defaults
+from ensdistill.job.defaults import NETWORK, defaults
 from ensdistill.job.evaluate import evaluate
 from ensdistill.job.run_folder import RunFolder
 from ensdistill.job.student_config import StudentConfig
@@ -121,18 +120,9 @@ def config(case: Case) -> Config:
 
 
 def equal_networks(case: Case) -> TeachersConfig:
-    """An ensemble of networks of one architecture: some thirty epochs of few rows, at least four of many."""
+    """An ensemble of networks of one architecture, trained as those of the defaults."""
     network, count = _MEMBERS[case.name]
-    epochs = case.rows.labelled // 64
-    steps = max(400, min(8000, 60 * epochs), 4 * epochs)
-    recipe = TorchMembers(
-        network,
-        count,
-        optimization=Optimization(
-            steps=steps, batch_size=64, learning_rate=2e-3, weight_decay=0.02, schedule="cosine"
-        ),
-        preprocess="auto",
-    )
+    recipe = TorchMembers(network, count, optimization=NETWORK, preprocess="auto", tune=True)
     return TeachersConfig([recipe], folds=3 if case.rows.labelled > 20_000 else 5)
 
 

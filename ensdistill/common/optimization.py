@@ -21,7 +21,17 @@ else:
     Count, Rate = int | Literal["auto"], float | Literal["auto"]
 AUTO: Any = "auto"
 AUTOMATIC = ("steps", "batch_size", "learning_rate")
-BATCH, EPOCHS, STEPS, RATE = 64, 40, (500, 6000), 3e-3  # of members
+BATCH, EPOCHS, STEPS = 64, 40, (500, 6000)  # of members
+RATE, SMALL = 0.02, 50_000  # of a member with so many parameters; larger ones need lower rates
+
+
+def trained_parameters(module: nn.Module) -> int:
+    """The number of the parameters that a training changes.
+
+    >>> trained_parameters(nn.Linear(3, 2))
+    8
+    """
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
 
 @dataclass(frozen=True)
@@ -36,8 +46,8 @@ class Optimization:
     batch_size : int or "auto"
         Rows of one step. ``auto``: 64 of labels, 256 of a student's targets.
     learning_rate : float or "auto"
-        The highest learning rate of the schedule. ``auto``: 0.003 for members; for students it is found by
-        some short trainings.
+        The highest learning rate of the schedule. ``auto``: for members 0.02, of those with more than 50 000
+        parameters less by the root of their number; for students it is found by some short trainings.
     weight_decay : float
         Decoupled weight decay (Loshchilov and Hutter, 2019, "Decoupled Weight Decay Regularization").
     schedule : {"one_cycle", "cosine", "constant"}
@@ -115,16 +125,17 @@ class Optimization:
         numbers: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
         return replace(self, **{name: numbers[name] for name in self.automatic})
 
-    def for_member(self, rows: int) -> Self:
+    def for_member(self, rows: int, parameters: int) -> Self:
         """The settings of a member's training on so many labelled rows, without ``auto``.
 
-        >>> Optimization().for_member(5000)
-        Optimization(steps=3125, batch_size=64, learning_rate=0.003, weight_decay=0.01, schedule='one_cycle',
+        >>> Optimization().for_member(5000, parameters=200_000)
+        Optimization(steps=3125, batch_size=64, learning_rate=0.01, weight_decay=0.01, schedule='one_cycle',
             warmup=0.1, label_smoothing=0.0)
         """
         size = BATCH if self.batch_size == AUTO else self.batch_size
         steps = max(STEPS[0], min(EPOCHS * rows // size, STEPS[1]))
-        return self.with_numbers(steps, size, RATE)
+        rate = RATE * math.sqrt(SMALL / max(parameters, SMALL))
+        return self.with_numbers(steps, size, float(f"{rate:.2g}"))
 
     def check_numbers(self) -> None:
         """Raise ValueError where a number that the optimiser or its schedule needs is still ``auto``."""

@@ -20,11 +20,10 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
 from sklearn.naive_bayes import ComplementNB
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from ensdistill.common.optimization import Optimization
 from ensdistill.common.optimizers import StudentOptimization
-from ensdistill.data.preprocess import HashedNgrams
+from ensdistill.data.preprocess import HashedNgrams, power_scaler
 from ensdistill.data.samples import as_samples, form
 from ensdistill.data.transfer import CutMix, Exchange, Mixup, SpliceTexts, TransferSet
 from ensdistill.job.config import CacheConfig, DistillConfig, TeachersConfig
@@ -38,8 +37,9 @@ NETWORKS = 3  # networks of one kind in the ensemble
 # pool lacks are made. Members take longer for a text than for a row of numbers.
 ROWS, IMAGES, TEXTS = (20, 5_000, 80_000), (12, 6_000, 12_000), (6, 2_000, 20_000)
 FEW = 2_000  # images; more of them are better without made ones: docs/data.md has the comparison
-# Steps, batch sizes and learning rates are auto: trainings find them by their rows.
-NETWORK = Optimization(weight_decay=0.05)
+# Steps, batch sizes and learning rates are auto: trainings find them by their rows. Members try more or less
+# regularisation first.
+NETWORK = Optimization(weight_decay=0.05, label_smoothing=0.1)
 STUDENT, DIRECT = StudentOptimization(), StudentOptimization(weight_decay=0.05)
 NGRAMS = HashedNgrams(words=1, characters=(3, 4), buckets=16384, length=200)
 
@@ -92,7 +92,7 @@ def defaults(samples: Any, labelled: int, pool: int = 0, labels: Labels = Labels
     if kind == "images" or len(shape) == 3:
         return _of_images(labelled, pool, shape)
     if kind in ("array", "tensor"):
-        return _of_numbers(labelled, pool, StandardScaler() if len(shape) == 1 else "auto", labels)
+        return _of_numbers(labelled, pool, power_scaler() if len(shape) == 1 else "auto", labels)
     raise TypeError(
         f"samples: expected a table, an array, images or texts; got {kind}, for which there are no default "
         "models: name teachers and student"
@@ -120,14 +120,20 @@ def _of_numbers(labelled: int, pool: int, preprocess: Any, labels: Labels) -> De
         TorchMembers(
             partial(MLP, hidden=[256, 256], dropout=0.2),
             NETWORKS,
-            optimization=NETWORK,
+            optimization=_network(labels),
             preprocess=preprocess,
+            tune=True,
         ),
     ]
     student = partial(MLP, hidden=[128, 128], activation="silu")
     made_of = _job(members, synthetic, student, preprocess)
     # Trees and networks are unequal: docs/start.md has the comparison.
     return replace(made_of, teachers=replace(made_of.teachers, select=True))
+
+
+def _network(labels: Labels) -> Optimization:
+    """How networks learn; numbers are not smoothed."""
+    return replace(NETWORK, label_smoothing=0.0) if labels.task == "regression" else NETWORK
 
 
 def _each(estimator: Any, labels: Labels) -> Any:
@@ -139,7 +145,7 @@ def _each(estimator: Any, labels: Labels) -> Any:
 
 def _of_images(labelled: int, pool: int, shape: tuple[int, ...]) -> Defaults:
     network = partial(CNN, channels=[16, 32], hidden=[64], dropout=0.3)
-    members: list[Recipe] = [TorchMembers(network, NETWORKS, optimization=NETWORK)]
+    members: list[Recipe] = [TorchMembers(network, NETWORKS, optimization=NETWORK, tune=True)]
     student = partial(CNN, channels=[8, 16], activation="silu", pooling="average")
     # Pictures in files may have unlike sizes, which cannot be mixed.
     few = shape and labelled + pool < FEW
@@ -162,7 +168,8 @@ def _of_texts(labelled: int, pool: int, labels: Labels) -> Defaults:
         TorchMembers(
             partial(BagOfNgrams, width=64, dropout=0.3),
             2,
-            optimization=NETWORK,
+            optimization=_network(labels),
+            tune=True,
             way="one_by_one",  # torch has no batching rule for an embedding bag: a stack is five times slower
             preprocess=NGRAMS,
         ),

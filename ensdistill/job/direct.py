@@ -3,7 +3,6 @@ every claim is measured against it."""
 
 from __future__ import annotations
 
-import inspect
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -30,19 +29,16 @@ from ensdistill.job.prepared import PreparedStudent, prepare_student
 from ensdistill.job.run_folder import keep, preprocess_setting, resumed_or_anew
 from ensdistill.job.student_config import StudentConfig
 from ensdistill.student.automatic import Automatic, with_numbers
-from ensdistill.student.choices import Choices
 from ensdistill.student.inputs import Preparation, call
 from ensdistill.student.live import Figures
+from ensdistill.teachers.choices import Choices
 from ensdistill.teachers.members.moments import split_moments
 from ensdistill.teachers.stack import train_stack
 from ensdistill.teachers.stack.objectives import units_of
 from ensdistill.teachers.stack.validation import as_float32
+from ensdistill.teachers.tuning import LARGEST_DECAY, SHORTER, dropout_of
 
 DROPOUTS = (0.2, 0.5)
-SHORTER = (4, 16)  # the steps divided by so much; all else is chosen at the first
-# AdamW multiplies the parameters by 1 - learning rate · weight decay in every step; beyond this the decay
-# outweighs any gradient.
-LARGEST_DECAY = 0.1
 AUTOMATIC = "automatic.json"
 
 
@@ -116,14 +112,6 @@ class Recipe:
         return made
 
 
-def dropout_of(model: Callable[[], nn.Module]) -> float | None:
-    """The value of the model's argument ``dropout``; None where it has no such argument."""
-    base = inspect.signature(model).parameters.get(
-        "dropout"
-    )  # its default is the value of a functools.partial
-    return float(base.default) if base is not None and isinstance(base.default, int | float) else None
-
-
 def train_baselines(
     student: StudentConfig,
     settings: DistillConfig,
@@ -135,8 +123,8 @@ def train_baselines(
     """Train *direct* and *direct with label smoothing*, and calibrate both; numbers are not smoothed.
 
     Augmentation, weight decay, dropout, number of steps, and a learning rate that is not set are those with
-    the lowest NLL on held-out folds of the labelled rows (see :func:`_search`). The temperatures are fitted
-    to the same predictions. The test rows have no part in it.
+    the lowest NLL after temperature scaling on held-out folds of the labelled rows (see :func:`_search`). The
+    temperatures are fitted to the same predictions. The test rows have no part in it.
 
     Returns
     -------
@@ -164,7 +152,7 @@ def train_baselines(
     search = _Search(student, settings, split, seed, prepared)
     folds = _Folds(search, folder, inputs, partial(report, "folds"))
     direct = _search(student, settings, folds, _grid(found, len(split.labelled)))
-    kinds = {"direct": direct}
+    kinds = {"direct": replace(direct, label_smoothing=0.0)}
     if split.task != "regression":
         kinds["direct_label_smoothing"] = replace(direct, label_smoothing=settings.label_smoothing)
     folds.nll(*kinds.values())
@@ -236,15 +224,18 @@ def _search(student: StudentConfig, settings: DistillConfig, folds: _Folds, grid
     """The recipe with the lowest held-out NLL; of equals the one nearest to the configuration.
 
     One choice after the other, so that the whole costs about as much as two trainings of the folds at full
-    length, or three where the learning rate is not configured: augmentation, weight decay, dropout and
-    learning rate at a quarter of the steps, then the number of steps. Fewer steps of a schedule of their own
-    are this search's early stopping: a model that overfits is stopped before it does.
+    length, or three where the learning rate is not configured: augmentation, label smoothing, dropout, weight
+    decay and learning rate at a quarter of the steps, then the number of steps. The first that regularise are
+    those that change a model least where it needs no more. Fewer steps of a schedule of their own are this
+    search's early stopping: a model that overfits is stopped before it does.
     """
     base, own = student.baseline, dropout_of(student.network)
     short = max(1, base.steps // SHORTER[0])
     best = Recipe(short, base.weight_decay, own or 0.0, augmented=False)
     if settings.augment is not None:
         best = folds.best(best, replace(best, augmented=True))
+    if folds.search.split.task != "regression" and settings.label_smoothing:
+        best = folds.best(best, replace(best, label_smoothing=settings.label_smoothing))
 
     def climb(start: Recipe, changed: Callable[[float], Recipe], values: list[float]) -> Recipe:
         for value in values:
@@ -257,13 +248,13 @@ def _search(student: StudentConfig, settings: DistillConfig, folds: _Folds, grid
         found = [factor * (base.weight_decay or 0.01) for factor in factors]
         return [d for d in found if base.decays and d * base.learning_rate <= LARGEST_DECAY]
 
-    best = climb(best, lambda v: replace(best, weight_decay=v), decays(grid.decays))
-    for value in _beside(best.weight_decay, decays(grid.finer_decays)):
-        best = folds.best(best, replace(best, weight_decay=value))
     # Another dropout may be another list of layers, which weights from a file would not fit.
     if own is not None and student.weights is None:
         dropouts = [dropout for dropout in DROPOUTS if dropout > own]
         best = climb(best, lambda v: replace(best, dropout=v), dropouts)
+    best = climb(best, lambda v: replace(best, weight_decay=v), decays(grid.decays))
+    for value in _beside(best.weight_decay, decays(grid.finer_decays)):
+        best = folds.best(best, replace(best, weight_decay=value))
     # The rate was found by trainings that are shorter still. Short ones need higher rates, so at full length
     # the one that was found is a choice, too.
     found = best
@@ -311,7 +302,7 @@ class _Folds:
         for recipe in recipes:
             new = str(recipe) not in self.choices
             held_out = partial(self._held_out, recipe)
-            losses.append(self.choices.nll(str(recipe), held_out, smoothed=recipe.label_smoothing > 0))
+            losses.append(self.choices.nll(str(recipe), held_out))
             if new:
                 shutil.rmtree(self.folder / "folds", ignore_errors=True)
         return losses

@@ -19,8 +19,8 @@ from ensdistill.data.samples import joined
 from ensdistill.job.config import DistillConfig
 from ensdistill.job.run_folder import finish, is_done, preprocess_setting
 from ensdistill.job.student_config import StudentConfig
-from ensdistill.student.choices import Choices
 from ensdistill.student.trees.direct import SHORTER, STRONGER, Direct
+from ensdistill.teachers.choices import Choices
 from ensdistill.teachers.members import Member
 from ensdistill.teachers.prepared import Prepared, prepare_recipes
 from ensdistill.teachers.recipes import SklearnMembers

@@ -281,7 +281,7 @@ class _Thresholds:
         if self.task != "multilabel":
             return made
         if kind.startswith("direct"):
-            # The held-out folds are of plain labels, calibrated; those of smoothed ones are near to them.
+            # The held-out folds are of the better of plain and smoothed labels; the other is near.
             return made.with_thresholds(self.direct, self.labels)
         if self.rows is None:
             return made

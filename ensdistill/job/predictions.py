@@ -17,7 +17,7 @@ from ensdistill.data.samples import as_samples, in_memory, positions, stream, wh
 from ensdistill.report.multilabel_metrics import LabelProbabilities, tuned_thresholds
 from ensdistill.report.regression_metrics import Forecasts
 from ensdistill.report.results import Predicted
-from ensdistill.student.choices import HELD_OUT, scaling_of
+from ensdistill.teachers.choices import HELD_OUT, scaling_of
 from ensdistill.teachers.fitting.calibration import log_mixture
 from ensdistill.teachers.fitting.calibration import probabilities as probabilities_of
 from ensdistill.teachers.fitting.multilabel import mixture_of_labels

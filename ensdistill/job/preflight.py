@@ -15,9 +15,9 @@ from ensdistill.common.random import random_generator
 from ensdistill.job.config import Config
 from ensdistill.job.prepared import prepare_student
 from ensdistill.job.run_folder import RunFolder, Unit
-from ensdistill.student.choices import HELD_OUT
 from ensdistill.student.preflight import HeldOut, Preflight, Spread, mean_spread, preflight
 from ensdistill.teachers import Ensemble
+from ensdistill.teachers.choices import HELD_OUT
 
 ROWS = 4096  # of each origin, by which the members' spread is measured
 PREPARED = 2000  # rows that a preprocess is fitted to where only the student's size is needed

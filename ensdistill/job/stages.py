@@ -123,6 +123,10 @@ class _MemberProgress:
     def finished(self, keys: Sequence[str]) -> None:
         self._tell(dict.fromkeys(keys, 1.0))
 
+    def tuning(self, name: str, done: int, total: int) -> None:
+        """Of the search for a recipe's settings, in trainings."""
+        self.report(f"{name}, settings", done, total)
+
     def _tell(self, done: dict[str, float]) -> None:
         self.done |= done
         for name in dict.fromkeys(self.recipe[key] for key in done):

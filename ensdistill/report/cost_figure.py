@@ -92,7 +92,7 @@ def draw(marks: Sequence[Mark], task: Task) -> Figure:
 
     labels = kind_labels(task)
     metrics = [m for m in MEASURES[task].deciding if any(m.name in mark.model for mark in marks)]
-    costs = [of for of in COSTS if any(mark.cost(of) for mark in marks)]
+    costs = [of for of in COSTS if any(mark.cost(of) for mark in marks)] or ["bytes"]
     figure, axes = panels(4.4 * len(costs), 3.1 * len(metrics) + 0.5, len(metrics), len(costs))
     for row, metric in zip(axes, metrics, strict=True):
         for axis, of in zip(row, costs, strict=True):
@@ -122,9 +122,10 @@ def _panel(axis: Any, marks: Sequence[Mark], metric: Metric, of: str) -> None:
         axis.plot(x, y, linestyle="", **mark.look)
         if mark.name:
             axis.annotate(mark.name, (x, y), textcoords="offset points", fontsize=9, **(mark.place or {}))
-    axis.set_xscale("log")
     axis.margins(x=0.25, y=0.16)
-    plain_log_ticks(axis.xaxis, *([_bytes] if of == "bytes" else []))
+    if shown:  # matplotlib has no logarithmic ticks without a point
+        axis.set_xscale("log")
+        plain_log_ticks(axis.xaxis, *([_bytes] if of == "bytes" else []))
     axis.set(title=f"{metric.title}, {'↑' if metric.sign > 0 else '↓'} better", xlabel=COSTS[of])
 
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 from sklearn.impute import SimpleImputer
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.pipeline import Pipeline, make_pipeline
 
 from ensdistill.cache import cache_targets
 from ensdistill.cache.floors import TEMPERATURE
 from ensdistill.common.optimization import Optimization
 from ensdistill.data import Split
+from ensdistill.data.preprocess import power_scaler
 from ensdistill.data.samples import form
 from ensdistill.data.tasks import UNKNOWN
 from ensdistill.data.transfer import TransferSet
@@ -286,9 +286,9 @@ def _defaults(split: Split) -> Defaults | None:
 
 
 def _filled(one: Any) -> Any:
-    scaled = isinstance(getattr(one, "preprocess", None), StandardScaler)
+    scaled = isinstance(getattr(one, "preprocess", None), Pipeline)
     return replace(one, preprocess=_scaler()) if scaled else one
 
 
 def _scaler() -> Any:
-    return make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler())
+    return make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), power_scaler())

@@ -21,10 +21,10 @@ from ensdistill.job.predictions import direct_scaling
 from ensdistill.job.prepared import prepare_student
 from ensdistill.job.student_config import StudentConfig
 from ensdistill.loss.settings import LossSettings
-from ensdistill.student.choices import Choices
 from ensdistill.student.trees import DEFAULT_VALIDATION, TreeStudent
 from ensdistill.student.trees.direct import Direct
 from ensdistill.student.validation import Validation
+from ensdistill.teachers.choices import Choices
 from ensdistill.teachers.fitting.calibration import log_mixture
 from ensdistill.teachers.fitting.multilabel import mixture_of_labels
 from ensdistill.teachers.fitting.scaling import Scaling

@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ensdistill.common.checkpoint import read_about
-from ensdistill.common.optimization import AUTO, Optimization
+from ensdistill.common.optimization import AUTO, Optimization, trained_parameters
 from ensdistill.common.optimizers import StudentOptimization, student_settings
 from ensdistill.common.processes import Processes, processes
 from ensdistill.common.random import derive_seed, random_generator
@@ -203,7 +203,7 @@ def by_rule(trainer: StudentTrainer, training: Training, count: int = 1) -> Auto
         steps = usual_steps(model, training.rows, training.preprocess, size, rule)
     rate = asked.learning_rate
     if rate == AUTO:
-        rate = _first_rate(asked, _trained(model))
+        rate = _first_rate(asked, trained_parameters(model))
     return Automatic(asked.automatic, steps, size, rate)
 
 
@@ -213,7 +213,11 @@ def usual_steps(
     """Steps of a training by a rule, by default that of trainings on targets, in batches of ``size``."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):  # dropout draws random numbers
-        work = size * 3 * _operations(model, rows, preprocess) + PER_PARAMETER * _trained(model) + PER_STEP
+        work = (
+            size * 3 * _operations(model, rows, preprocess)
+            + PER_PARAMETER * trained_parameters(model)
+            + PER_STEP
+        )
     return (rule or TARGETS).steps(len(rows), size, work)
 
 
@@ -240,10 +244,6 @@ def _operations(model: nn.Module, rows: Rows, preprocess: Preprocess | None) -> 
     with FlopCounterMode(display=False) as counter:
         call(model, inputs)
     return float(counter.get_total_flops()) / min(2, len(rows))
-
-
-def _trained(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def _first_rate(optimization: Optimization, parameters: int) -> float:

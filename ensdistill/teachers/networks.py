@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ensdistill.common.describe import make_module, module_recipe
+from ensdistill.common.optimization import trained_parameters
 from ensdistill.common.random import derive_seed
 from ensdistill.data.batches import kind_of
 from ensdistill.data.samples import whole
@@ -168,7 +169,7 @@ def _stack(
         rows=[job.rows for job in jobs],
         names=[job.key for job in jobs],
         weights=data.weights,
-        optimization=recipe.optimization.for_member(len(data.labels)),
+        optimization=recipe.optimization,
         way=recipe.way,
         watch=watch,
         **_common(recipe, data, checkpoint),
@@ -184,7 +185,9 @@ def _trajectory(
 ) -> list[nn.Module]:
     method = as_method(recipe.method)
     assert isinstance(method, (Snapshot, FastGeometric))
-    optimization, captures = method.plan(recipe.optimization.for_member(len(data.labels)), len(jobs))
+    with torch.random.fork_rng(devices=[]):
+        size = trained_parameters(make_module(recipe.model))
+    optimization, captures = method.plan(recipe.optimization.for_member(len(data.labels), size), len(jobs))
     if len(jobs[0].rows) < len(data.labels):
         data = data.take(jobs[0].rows)
 

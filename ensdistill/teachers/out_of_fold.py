@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ensdistill.common.combiners import Combiner
+from ensdistill.common.processes import processes
 from ensdistill.common.random import derive_seed
 from ensdistill.data import BadRows, Rows
 from ensdistill.data.copies import equal_inputs, folds_of, merged
@@ -25,6 +26,8 @@ from ensdistill.teachers.recipes import Recipe
 from ensdistill.teachers.requirements import check_weights
 from ensdistill.teachers.stack import Watch
 from ensdistill.teachers.train import Planned, Training, train
+from ensdistill.teachers.tuning import Parts, tuned
+from ensdistill.teachers.validation import plain_name
 
 
 def train_ensemble(
@@ -116,17 +119,19 @@ def train_ensemble(
     alike = merged(equal_inputs(labelled.inputs)[0], labelled.groups)
     parts = folds_of(alike, labelled.labels, folds, derive_seed("folds", seed))
     planned: Planned = []
+    data = TrainingRows(labelled.inputs, labelled.labels, tuple(classes), labelled.weights)
+    device = next((recipe.device for recipe in recipes if hasattr(recipe, "device")), "cpu")
+    home = None if folder is None else Path(folder)
     for recipe in prepare_recipes(recipes, labelled.inputs, len(classes), seed):
         jobs = [
             job for i, (rows, _) in enumerate(parts) for job in recipe.jobs(labelled.labels, seed, rows, i)
         ]
         planned.append((recipe, [*jobs, *recipe.jobs(labelled.labels, seed)]))
-    data = TrainingRows(labelled.inputs, labelled.labels, tuple(classes), labelled.weights)
     check_weights(planned, data)
+    found = _tuned([recipe for recipe, _ in planned], data, parts, seed, home, device, progress)
+    planned = [(recipe, jobs) for recipe, (_, jobs) in zip(found, planned, strict=True)]
     training = Training(planned, data, {i: held for i, (_, held) in enumerate(parts)})
-    device = next((recipe.device for recipe in recipes if hasattr(recipe, "device")), "cpu")
     try:
-        home = None if folder is None else Path(folder)
         made = train(training, dict, device=device, folder=home, progress=progress)
     except BadRows as error:
         raise ValueError(f"{error}, of uid {labelled.uids[error.rows[0]]}") from error
@@ -147,6 +152,28 @@ def train_ensemble(
         ensemble.temperatures = np.array([temperatures.get(name, 1.0) for name in names])
     fits.fit(ensemble, held_out, replace(labelled, groups=alike), prior_rows, select)
     return ensemble, fits.as_predictions(held_out)
+
+
+def _tuned(
+    recipes: Sequence[Recipe],
+    data: TrainingRows,
+    parts: Parts,
+    seed: int,
+    folder: Path | None,
+    device: str,
+    progress: Any,
+) -> list[Recipe]:
+    """The recipes with the settings that were found for them: by the first process, the others read them."""
+    found: list[Recipe] = []
+    with processes(device) as group:
+        for turn in (group.rank == 0, group.rank > 0):
+            with group.together():
+                for recipe in recipes if turn else []:
+                    tell = getattr(progress, "tuning", None)
+                    home = None if folder is None else folder / "tuning" / plain_name(recipe.name, folder)
+                    shown = None if tell is None else partial(tell, recipe.name)
+                    found.append(tuned(recipe, data, parts, seed, home, shown))
+    return found
 
 
 def _check_rows(labelled: Rows, classes: Sequence[str], folds: int) -> None:

@@ -186,6 +186,10 @@ class TorchMembers(Recipe):
     variance : bool
         Of a regression: the model returns two numbers for each one of a row, all means and then the
         logarithms of all variances, and learns both by the Gaussian NLL. By default it returns the means.
+    tune : bool
+        Find label smoothing, number of steps, weight decay and dropout near those of ``optimization`` and
+        ``model`` first, by some trainings of one member on up to 20 000 rows; see
+        :func:`ensdistill.teachers.tuning.tuned`.
 
     Examples
     --------
@@ -205,10 +209,16 @@ class TorchMembers(Recipe):
     checkpoint_every: int = 256
     preprocess: Any = "auto"
     variance: bool = False
+    tune: bool = False
 
     def __post_init__(self) -> None:
         plain_fields(self)
         object.__setattr__(self, "preprocess", as_setting(self.preprocess))
+        if self.tune and self.one_training:
+            raise ValueError(
+                "tune: expected members of trainings of their own; got those of one training, whose steps "
+                f"decide when each is kept: leave tune out, or method={self.method!r}"
+            )
         cls = getattr(self.model, "func", self.model)  # of a functools.partial
         default = cls.__name__.lower() if isinstance(cls, type) else "net"
         object.__setattr__(self, "name", self.name or default)
@@ -243,7 +253,7 @@ class TorchMembers(Recipe):
             self.way,
             torch.__version__,
             self.count if self.one_training else 0,
-            *(["variance"] if self.variance else []),  # earlier digests hold
+            *(name for name in ("variance", "tune") if getattr(self, name)),  # earlier digests hold
         ]
         return [describe(self.model), None if self.augment is None else describe(self.augment), *made]
 

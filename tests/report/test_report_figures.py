@@ -8,8 +8,8 @@ from matplotlib.colors import to_hex
 from report_cases import HELPED, model, run_results
 
 from ensdistill.job.evaluate import TRAINED_KINDS
-from ensdistill.report import RunResults, judge, metrics
-from ensdistill.report.drawing import FEW
+from ensdistill.report import RunResults, cost_figure, judge, metrics
+from ensdistill.report.drawing import FEW, in_parts, lay_out, styled
 from ensdistill.report.figures import draw
 
 
@@ -93,3 +93,12 @@ def test_bins_of_a_few_rows_are_faint():
     ]
     assert [float(x) for x, _ in faint] == pytest.approx([0.25])
     assert not any(np.isclose(line.get_xdata(), 0.25).any() for line in axis.lines)
+
+
+def test_a_frontier_without_any_known_cost_is_empty():
+    latency = {batch: {"p50": None} for batch in ("batch_1", "batch_256")}
+    model = {"bytes": 0, "latency_ms": latency, "accuracy": {"mean": 0.9}}
+    with styled():
+        figure = cost_figure.draw([cost_figure.Mark("student", model)], "classification")
+        assert len(in_parts(lay_out(figure), "frontier").panels) == 1
+    assert not figure.axes[0].lines

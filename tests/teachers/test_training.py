@@ -34,7 +34,9 @@ def test_a_model_alone_is_the_same_bits_as_among_others_one_by_one(digits):
 
 
 def test_steps_beyond_a_block_do_not_change_the_draws(digits):
-    constant = functools.partial(Optimization, batch_size=32, schedule="constant", warmup=0.0)
+    constant = functools.partial(
+        Optimization, batch_size=32, learning_rate=3e-3, schedule="constant", warmup=0.0
+    )
     long = train(digits, MLP, [1], optimization=constant(steps=BLOCK + 5), augment=ShiftImages())
     longer = train(digits, MLP, [1], optimization=constant(steps=BLOCK + 6), augment=ShiftImages())
     # One more step: at most (1 - beta1) / sqrt(1 - beta2) = 3.2 learning rates (Kingma and Ba, 2015, section

@@ -13,7 +13,7 @@ _HOMES = {
     "modules": ("ModuleTransform",),
     "named": ("Named",),
     "settings": ("TableDefaults", "as_preprocess", "as_setting", "fitted", "preprocess_file", "trusted_by"),
-    "tables": ("Transformer", "default_transformer"),
+    "tables": ("Transformer", "default_transformer", "power_scaler"),
     "texts": ("HashedNgrams", "Tokens"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -35,6 +35,7 @@ __all__ = [
     "default_transformer",
     "fitted",
     "load_preprocess",
+    "power_scaler",
     "preprocess_file",
     "trusted_by",
 ]
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
         preprocess_file,
         trusted_by,
     )
-    from ensdistill.data.preprocess.tables import Transformer, default_transformer
+    from ensdistill.data.preprocess.tables import Transformer, default_transformer, power_scaler
     from ensdistill.data.preprocess.texts import HashedNgrams, Tokens
 
 

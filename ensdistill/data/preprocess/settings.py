@@ -44,7 +44,7 @@ class TableDefaults:
         (:class:`ensdistill.models.TabularMLP`).
     """
 
-    numbers: Literal["quantile", "power", "standard"] = "quantile"
+    numbers: Literal["quantile", "power", "standard"] = "power"
     rare: int = 10
     most: int = 50
     codes: int | None = None

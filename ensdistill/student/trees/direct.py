@@ -15,7 +15,6 @@ from ensdistill.data.copies import stratified_folds
 from ensdistill.data.samples import subset, whole
 from ensdistill.data.tasks import UNKNOWN, UNLABELLED
 from ensdistill.loss.settings import LossSettings
-from ensdistill.student.choices import Choices
 from ensdistill.student.trees.numbers import fit_numbers
 from ensdistill.student.trees.objective import LEAST, Objective
 from ensdistill.student.trees.of_catboost import ROUNDS as CATBOOST
@@ -23,6 +22,7 @@ from ensdistill.student.trees.of_lightgbm import ROUNDS as LIGHTGBM
 from ensdistill.student.trees.prepared import Fitting, Prepared, constant_member
 from ensdistill.student.trees.student import TreeStudent
 from ensdistill.student.trees.targets import Numbers
+from ensdistill.teachers.choices import Choices
 from ensdistill.teachers.jobs import TrainingRows
 from ensdistill.teachers.members import ColumnsMember, Member, Moments
 from ensdistill.teachers.members.boosted import library_of
@@ -101,7 +101,7 @@ class Direct:
         best = min(losses, key=lambda name: losses[name])  # the first of equals
         if self.smooths:
             last = partial(held_out, self.on_smoothed_labels, tried[best], total - len(parts))
-            found.nll(self.smoothed(best), last, smoothed=True)
+            found.nll(self.smoothed(best), last)
         return best, tried[best]
 
     @property

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ensdistill.common.describe import make_module
 from ensdistill.common.errors import is_out_of_memory
 from ensdistill.common.files import read_json, write_json
-from ensdistill.common.optimization import Optimization
+from ensdistill.common.optimization import Optimization, trained_parameters
 from ensdistill.common.optimizers import refuse_extras
 from ensdistill.common.progress import Progress, shifted
 from ensdistill.common.random import derive_seed
@@ -159,7 +159,7 @@ def train_stack(
     >>> [int((m(torch.from_numpy(x)).argmax(1).numpy() == y).sum()) for m in models]
     [32, 32, 32, 32]
     """
-    optimization = (optimization or Optimization()).for_member(len(inputs))
+    optimization = optimization or Optimization()
     refuse_extras(optimization)
     count = len(seeds)
     rows = [np.arange(len(inputs), dtype=np.int64)] * count if rows is None else list(rows)
@@ -176,6 +176,7 @@ def train_stack(
         check_fresh(factory, names[0], {})
     models = [_initialise(factory, seed) for seed in seeds]
     check_models(models, names)
+    optimization = optimization.for_member(len(inputs), trained_parameters(models[0]))
     data = _tensors(inputs, labels, device)
     outputs = classes * (1 + variance)
     check_ending(
@@ -271,7 +272,9 @@ def train_trajectory(
 
     The other arguments, errors and resumption are those of :func:`train_stack`.
     """
-    optimization = optimization.for_member(len(inputs))
+    check_fresh(factory, name, {})
+    model = _initialise(factory, seed)
+    optimization = optimization.for_member(len(inputs), trained_parameters(model))
     if (
         not captures
         or sorted(set(captures)) != list(captures)
@@ -281,8 +284,6 @@ def train_trajectory(
         raise ValueError(f"captures: expected growing steps in 1..{optimization.steps}; got {list(captures)}")
     rows = [np.arange(len(inputs), dtype=np.int64)]
     check_data(inputs, labels, rows, [name], 1, classes, weights, variance)
-    check_fresh(factory, name, {})
-    model = _initialise(factory, seed)
     data = _tensors(inputs, labels, device)
     check_ending(model, torch.from_numpy(np.ascontiguousarray(inputs[:2])), name, task_of_labels(labels))
     refuse_extras(optimization)

@@ -18,14 +18,15 @@ from ensdistill.teachers.fitting.scaling import Scaling, scaling_by_labels
 from ensdistill.teachers.members.moments import Moments
 
 FILE = "choice.json"
-HELD_OUT = "held_out.safetensors"  # calibrated predictions of the best choice on plain labels
+HELD_OUT = "held_out.safetensors"  # calibrated predictions of the best choice
 
 
 class Choices:
     """The loss and the calibration of each choice on held-out rows, by its name.
 
-    The loss is the NLL of the labels: of several labels the mean over those that are known, of numbers that
-    of Gaussians, whose variance for a model without one is its mean squared error.
+    The loss is the NLL of the labels after the calibration, so that a choice is not refused for a fault that
+    one number mends: of several labels the mean over those that are known, of numbers that of Gaussians,
+    whose variance for a model without one is its mean squared error.
 
     Parameters
     ----------
@@ -50,10 +51,13 @@ class Choices:
         known = isinstance(record, dict) and record.get("inputs") == inputs
         self._tried: dict[str, dict[str, Any]] = record["tried"] if isinstance(record, dict) and known else {}
 
+    def __len__(self) -> int:
+        return len(self._tried)
+
     def __contains__(self, name: str) -> bool:
         return name in self._tried
 
-    def nll(self, name: str, held_out: Callable[[], Any], *, smoothed: bool = False) -> float:
+    def nll(self, name: str, held_out: Callable[[], Any]) -> float:
         """The loss of a choice; infinite where its training diverged.
 
         Parameters
@@ -62,11 +66,9 @@ class Choices:
         held_out : callable
             Returns the logits [N, C] of the rows, or the Moments [N, D] of a regression, by models that saw
             neither the row nor a copy of it. It is called for a new name only.
-        smoothed : bool
-            Whether the choice is of smoothed labels, and so not one of those for *direct*.
         """
         if name not in self:
-            self._tried[name] = self._judged(held_out, smoothed)
+            self._tried[name] = self._judged(held_out)
             if self.folder is not None:
                 write_json(self.folder / FILE, {"inputs": self.inputs, "tried": self._tried})
         loss = self._tried[name]["nll"]
@@ -88,7 +90,7 @@ class Choices:
             found["label_smoothing_temperature"] = self.temperature(smoothed)
         return {**found, "held_out_nll": {name: one["nll"] for name, one in self._tried.items()}}
 
-    def _judged(self, held_out: Callable[[], Any], smoothed: bool) -> dict[str, Any]:
+    def _judged(self, held_out: Callable[[], Any]) -> dict[str, Any]:
         try:
             outputs = held_out()
         except FloatingPointError:
@@ -98,7 +100,7 @@ class Choices:
         scaling = scaling_by_labels(self.task, outputs, self.labels)
         loss = self._loss(outputs, scaling)
         before = [one["nll"] for one in self._tried.values() if one["nll"] is not None]
-        if self.folder is not None and not smoothed and loss < min(before, default=math.inf):
+        if self.folder is not None and loss < min(before, default=math.inf):
             # Before the record of this choice: a search that is killed in between judges it again.
             write_arrays(self.folder / HELD_OUT, calibrated(outputs, scaling))
         return {"nll": loss, **plain_scaling(scaling)}
@@ -108,7 +110,7 @@ class Choices:
             mean, variance = outputs if outputs.variance is not None else scaling.moments(outputs)
             least = 1e-12 * np.maximum(self.labels.var(0), 1e-300)
             return gaussian_nll(mean, np.maximum(np.asarray(variance), least), self.labels)
-        rows = fitted_rows(self.task, np.asarray(outputs)[None], self.labels)
+        rows = fitted_rows(self.task, np.asarray(scaling.logits(outputs))[None], self.labels)
         return negative_log_likelihood(log_mixture(rows.logits, np.ones(1)), rows.labels)
 
 
