@@ -7,7 +7,9 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
-# Python compiles the modules that are imported; pip would compile all 19 000 of the packages, for some 46 s.
+# Python compiles the modules that are imported; pip would compile all 19 000 of the packages, for some 46 s. The
+# compiled modules must be kept: without them each of the tests' processes compiles torch and all else again.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install -q --no-compile --disable-pip-version-check
 # Two jobs: the extension is compiled while packages are installed, and `make lint test` runs the linters beside the tests.
 MAKEFLAGS += -j2
@@ -44,7 +46,7 @@ setup: .venv/.installed .venv/.built
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || \
 	  { rm -rf .venv; echo "python's venv module is missing. Debian/Ubuntu: apt-get install python3-venv"; exit 1; }
 	@echo "installing $(TORCH) into .venv ..."
-	@$(PIP) '$(TORCH)' numpy 'setuptools>=77' wheel ninja || \
+	@$(PIP) '$(TORCH)' numpy 'setuptools>=77' 'setuptools-scm>=8' wheel ninja || \
 	  { echo "$(TORCH) can't be installed. Name a build that your platform has: make TORCH='torch==2.12.0'"; exit 1; }
 	@touch $@
 

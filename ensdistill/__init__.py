@@ -9,7 +9,7 @@ needs no torch loads none.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__: str  # of the installed package's metadata
 
 _HOMES = {
     "teachers": ("Ensemble", "train_ensemble"),
@@ -33,6 +33,7 @@ _HOMES = {
     "loss.encoders": ("quantize_logits", "sample_counts", "top_k_targets"),
     "loss.modules": ("DistillationLoss",),
     "student": ("StudentTrainer",),
+    "student.serving": ("Student",),
     "job.serving": ("load_student",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from ensdistill.loss.modules import DistillationLoss
     from ensdistill.loss.targets import Counts, EnsembleLogits, LogProbs, Probs, QuantizedLogits, TopK
     from ensdistill.student import StudentTrainer
+    from ensdistill.student.serving import Student
     from ensdistill.teachers import Ensemble, train_ensemble
     from ensdistill.teachers.members import (
         ArrayMember,
@@ -64,6 +66,13 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib import metadata
+
+        try:
+            return metadata.version("ensdistill")
+        except metadata.PackageNotFoundError:  # a copy of the source that was never installed
+            return "0+unknown"
     if name not in _HOME:
         raise AttributeError(f"module 'ensdistill' has no attribute {name!r}")
     return getattr(import_module(f"ensdistill.{_HOME[name]}"), name)

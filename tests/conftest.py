@@ -79,10 +79,16 @@ def digits() -> "Split":
 def finished_job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of the smallest whole job, made by one undisturbed worker; to be read only. ``job.yaml``
     is two folders up."""
+    from filelock import FileLock
     from job_helpers import succeed, write_job
 
-    folder = tmp_path_factory.mktemp("job")
-    succeed("run", write_job(folder), processes=True)
+    # The run folder is finished when its lock is free: pytest's workers share one.
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "finished_job"
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            folder.mkdir()
+            succeed("run", write_job(folder), processes=True)
     return folder / "runs" / "tiny"
 
 

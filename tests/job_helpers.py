@@ -18,6 +18,7 @@ import ensdistill.job.scheduler as job
 from ensdistill.cli.main import main
 from ensdistill.job import evaluate
 from ensdistill.job.run_folder import RunFolder, Unit
+from ensdistill.report import figures, html
 
 OPTIMIZATION = {"steps": 30, "batch_size": 32, "learning_rate": 0.02, "schedule": "cosine"}
 
@@ -105,10 +106,11 @@ def _execute(folder: RunFolder, todo: list[Unit], reload: Any, display: Any) -> 
         job._worker.clear()
 
 
-def run(*words: str | Path, processes: bool = False) -> tuple[int, str, str]:
+def run(*words: str | Path, processes: bool = False, draws: bool = False) -> tuple[int, str, str]:
     """The command line in this process: exit status, standard output, standard error.
 
-    A worker takes seconds to start, so the work is done here too unless ``processes`` is set.
+    A worker takes seconds to start, so the work is done here too unless ``processes`` is set. A report's figures
+    are made, but only drawn with ``processes`` or ``draws``: that takes most of so small a job's time.
     """
     out, err = io.StringIO(), io.StringIO()
     with contextlib.ExitStack() as stack:
@@ -116,15 +118,19 @@ def run(*words: str | Path, processes: bool = False) -> tuple[int, str, str]:
         stack.enter_context(mock.patch.object(evaluate, "LATENCY_CALLS", 2))
         if not processes:
             stack.enter_context(mock.patch.object(job, "_execute", _execute))
+        if not (processes or draws):
+            stack.enter_context(mock.patch.object(figures, "lay_out", return_value=None))
+            stack.enter_context(mock.patch.object(html, "png", return_value=b"not drawn"))
+            stack.enter_context(mock.patch.object(html, "svg", return_value="<svg></svg>"))
         stack.enter_context(contextlib.redirect_stdout(out))
         stack.enter_context(contextlib.redirect_stderr(err))
         status = main([str(word) for word in words])
     return status, out.getvalue(), err.getvalue()
 
 
-def succeed(*words: str | Path, processes: bool = False) -> str:
+def succeed(*words: str | Path, processes: bool = False, draws: bool = False) -> str:
     """Standard output of a command that has to succeed."""
-    status, out, err = run(*words, processes=processes)
+    status, out, err = run(*words, processes=processes, draws=draws)
     assert status == 0, err
     return out
 

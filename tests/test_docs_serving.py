@@ -38,9 +38,10 @@ def test_the_examples_run(tmp_path, monkeypatch):
     }
     Path("penguins.yaml").write_text(yaml.safe_dump(settings))
     succeed("run", "penguins.yaml")
-    (code,) = blocks("python")
+    code, on_the_hub = blocks("python")
     names = {}
     exec(compile(code, "docs/serving.md", "exec"), names)
+    exec(compile(on_the_hub, "docs/serving.md", "exec"), names)
     assert set(names["labels"]) <= {"Adelie", "Chinstrap", "Gentoo"}
     assert names["probabilities"].shape == (344, 3)
     assert names["uncertainty"].shape == (344,)

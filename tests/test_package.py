@@ -3,11 +3,17 @@ run."""
 
 import ast
 import inspect
+import re
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+import yaml
 
 import ensdistill
+
+ROOT = Path(__file__).parents[1]
 
 LOSSES = ("distillation_loss", "linear_distillation_loss", "DistillationLoss", "RowStatistics")
 TARGETS = ("EnsembleLogits", "QuantizedLogits", "LogProbs", "Probs", "TopK", "Counts")
@@ -22,6 +28,38 @@ def test_a_public_name_is_there(name):
     if name != "__version__":
         assert value.__name__ == name
         assert value.__module__.startswith("ensdistill.")
+
+
+def test_the_version_is_that_of_the_installed_package(monkeypatch):
+    monkeypatch.setattr(metadata, "version", {"ensdistill": "1.2.3"}.__getitem__)
+    assert ensdistill.__version__ == "1.2.3"
+
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    assert ensdistill.__version__ == "0+unknown"
+
+
+def test_workflows_wheels_and_classifiers_name_the_same_pythons_and_the_oldest_torch():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    of_classifiers = re.findall(r"Python :: (3\.\d+)\b", " ".join(project["project"]["classifiers"]))
+    tests, wheels = (
+        yaml.safe_load((ROOT / ".github" / "workflows" / f"{name}.yml").read_text())["jobs"]
+        for name in ("tests", "wheels")
+    )
+    for job in (tests["tests"], wheels["older-and-newer-torch"]):
+        matrix = job["strategy"]["matrix"]
+        assert matrix["python"] == of_classifiers
+        oldest = matrix["torch"][0].removesuffix(".0")
+        assert f"torch>={oldest}" in project["project"]["dependencies"]
+    tags = [f"cp{version.replace('.', '')}" for version in of_classifiers]
+    assert project["tool"]["cibuildwheel"]["build"].split() == [f"{tag}-*" for tag in tags]
+    assert wheels["cuda"]["strategy"]["matrix"]["python"] == [f"{tag}-{tag}" for tag in tags]
+    assert f"torch=={oldest}.0 " in project["tool"]["cibuildwheel"]["before-build"][0]
+    major, minor = map(int, oldest.split("."))
+    target = f"TORCH_TARGET_VERSION=0x{major:02x}{minor:02x}000000000000"
+    assert target in (ROOT / "setup.py").read_text()
 
 
 def test_no_other_name_is():

@@ -20,7 +20,7 @@ from ensdistill.report.results import RunResults
 from ensdistill.student.preflight import Preflight
 
 FILE = "judged.json"
-Others = Mapping[str, list[np.ndarray]]  # other tools' test probabilities, by name, for each seed
+Others = Mapping[str, list[np.ndarray]]  # other tools' test predictions, by name, for each seed; see peers.py
 
 
 def judged(case: Case, others: Others, note: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -55,7 +55,10 @@ def _student(
         {"parameters": one.parameters, "bytes": one.bytes, "latency": dict(times[name])}
         for one, name in ((model, size), (results.ensemble, "ensemble"))
     )
-    models = jobs.probabilities(results, size) | dict(others)
+    peers = {
+        name: [judgement.as_prediction(results.task, one) for one in found] for name, found in others.items()
+    }
+    models = jobs.predictions(results, size) | peers
     direct = forecast.over_direct.get(size)
     return {
         "set": case.name,
@@ -74,7 +77,7 @@ def _student(
         "advice": list(forecast.advice),
         "dataset": dict(results.dataset),
         "timings_s": dict(results.timings),
-    } | judgement.judge_student(models, results.labels, list(others))
+    } | judgement.judge_student(models, results.labels, list(others), results.task)
 
 
 def _found(run: RunFolder, seed: int, size: str) -> bool | None:

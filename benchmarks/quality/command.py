@@ -21,6 +21,7 @@ from benchmarks.quality.sets import SETS
 from benchmarks.teachers.data import Missing
 from ensdistill.bench import machine
 from ensdistill.bench.result import write_result
+from ensdistill.report.measures import METRICS, Metric
 
 DESCRIPTION = """\
 How much of an ensemble's gain do students keep, on real data sets, beside other tools' models on the same split? Each data set comes in
@@ -28,9 +29,11 @@ two regimes: few labels and a pool of unlabelled rows (pool), and all rows label
 `ensdistill run`; the student's baselines, with a search of their own, are those of its report. Students have the size of a member, a tenth
 of it (of Fashion-MNIST a quarter), and the one that `keep: 0.95` finds, in a job of its own whose search holds labelled rows back.
 
+Classes are judged by accuracy and NLL, several labels (tags) by mAP and BCE, numbers (prices, delays, diabetes) by RMSE and NLL.
+
 kept       the student's gain over the strongest direct model, as a share of the ensemble's, after temperature scaling. It counts where the
            ensemble leads by at least 4 standard errors (*); elsewhere the student must not be worse than the best alternative by more than
-           .5 points or .01 nats.
+           .5 points, .005 deviations, .01 nats or .001 of BCE.
 over       the student minus the best alternative: the strongest direct model, or another tool's.
 × smaller  the ensemble's bytes over the student's; × faster: its time for one row (p50, one thread, onnxruntime) over the student's.
 
@@ -181,21 +184,28 @@ def goals_table(result: dict[str, Any]) -> Table:
 def table(result: dict[str, Any]) -> Table:
     """One line for each data set, regime and size."""
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    columns = ("set", "regime", "student", "ensemble", "direct", "student's", "kept: accuracy", "NLL", "over",
+    kept = judgement.ACCURACY, judgement.NLL
+    columns = ("set", "regime", "student", "ensemble", "direct", "student's", f"kept: {kept[0]}", kept[1], "over",
                "× smaller", "× faster")  # fmt: skip
     for column in columns:
         shown.add_column(column, justify="left" if column in columns[:3] else "right", no_wrap=True)
     for one in result["students"]:
-        means = {m: one[m]["means"] for m in judgement.METRICS}
+        first, second = (METRICS[name] for name in judgement.metrics_of(one))
+        means = {m: one[m.name]["means"] for m in (first, second)}
         figures = [
-            f"{means['accuracy'][k]:.2%} / {means['nll'][k]:.3f}"
-            for k in ("ensemble", one["nll"]["strongest_direct"], judgement.STUDENT)
+            f"{_text(first, means[first][k])} / {_text(second, means[second][k])}"
+            for k in ("ensemble", one[second.name]["strongest_direct"], judgement.STUDENT)
         ]
-        kept = [_share(one[m]) for m in judgement.METRICS]
-        over = f"{one['accuracy']['over']:+.2%} / {-one['nll']['over']:+.3f}"
+        kept = [_share(one[m.name]) for m in (first, second)]
+        overs = (_text(m, m.sign * one[m.name]["over"], "+") for m in (first, second))
+        over = " / ".join(overs)
         ratios = [f"{one[key]:.1f}" for key in ("times_smaller", "times_faster")]
         shown.add_row(one["set"], one["regime"], one["size"], *figures, *kept, over, *ratios)
     return shown
+
+
+def _text(metric: Metric, value: float, sign: str = "") -> str:
+    return f"{value:{sign}.2%}" if metric.percent else f"{value:{sign}.3f}"
 
 
 def _share(metric: dict[str, Any]) -> str:

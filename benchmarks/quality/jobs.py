@@ -9,15 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from benchmarks.quality.lenet import LeNet
 from benchmarks.quality.sets import SETS, Drawn, Regime, content
+from ensdistill.data.tasks import has_gaps
 from ensdistill.job import scheduler
 from ensdistill.job.config import Config, TeachersConfig
 from ensdistill.job.defaults import NETWORK, defaults
 from ensdistill.job.evaluate import evaluate
+from ensdistill.job.kinds_of_labels import Labels
 from ensdistill.job.run_folder import RunFolder
 from ensdistill.job.student_config import StudentConfig
 from ensdistill.models import CNN, MLP, BagOfNgrams
@@ -99,8 +100,10 @@ class Case:
 def config(case: Case) -> Config:
     """The job's settings; importable, so that other processes can make them again."""
     rows = case.rows
-    samples, _, _ = content(case.name)
-    made = defaults(samples[: 2 * rows.labelled], rows.labelled, rows.pool)
+    samples, labels, _ = content(case.name)
+    count = 1 if labels.ndim == 1 else labels.shape[1]
+    kind = Labels(SETS[case.name].task, count, has_gaps(labels))
+    made = defaults(samples[: 2 * rows.labelled], rows.labelled, rows.pool, kind)
     (student,) = made.distill.students.values()
     teachers = equal_networks(case) if case.name in _MEMBERS else made.teachers
     distill = replace(made.distill, students=students(case, student))
@@ -186,8 +189,9 @@ def results(run: RunFolder) -> RunResults:
     return found
 
 
-def probabilities(found: RunResults, size: str) -> Mapping[str, list[np.ndarray]]:
-    """The test predictions of all models beside one student, by kind: float64 [N, C] for each seed."""
+def predictions(found: RunResults, size: str) -> Mapping[str, list[Any]]:
+    """The test predictions of all models beside one student, by kind, for each seed: in the form that the
+    task's metrics take (:mod:`ensdistill.report.measures`)."""
     student = next(one for one in found.students if one.name == size)
-    shared = {kind: list(getattr(found, kind).probabilities) for kind in SHARED_KINDS}
-    return shared | {kind: list(model.probabilities) for kind, model in student.models.items()}
+    models = {kind: getattr(found, kind) for kind in SHARED_KINDS} | dict(student.models)
+    return {kind: model.predictions(found.task) for kind, model in models.items()}

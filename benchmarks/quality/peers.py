@@ -1,7 +1,7 @@
 """Models that others would make of the same split: boosted trees on the labels, a plain distillation loop,
 torchdistill's, and AutoGluon's ``distill``.
 
-Each returns test probabilities. They are kept per seed, so that a killed run goes on.
+Each returns test predictions. They are kept per seed, so that a killed run goes on.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from benchmarks.quality.jobs import Case, config
 from benchmarks.quality.sets import SETS
 from ensdistill.common.describe import module_recipe
 from ensdistill.common.files import write_bytes
+from ensdistill.common.tasks import Task
 from ensdistill.data import Split
 from ensdistill.data import batches as b
 from ensdistill.data.samples import joined, whole
@@ -46,29 +47,78 @@ class Peer:
     kinds : tuple of str
         The kinds of data sets that it takes.
     predict : callable
-        (case, seed, split, ensemble's folder) -> probabilities [N, C] of the test rows.
+        (case, seed, split, ensemble's folder) -> probabilities [N, C] of the test rows, or means and then
+        variances [N, 2 D].
+    tasks : dict of str to tuple of str, optional
+        Other tasks than classification that it takes, with the kinds of their data sets.
     """
 
     kinds: tuple[str, ...]
     predict: Callable[[Case, int, Split, Path], np.ndarray]
+    tasks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def takes(self, name: str) -> bool:
+        """Whether it takes a data set."""
+        kinds = self.kinds if SETS[name].task == "classification" else self.tasks.get(SETS[name].task, ())
+        return SETS[name].kind in kinds
 
 
 def boosted(case: Case, seed: int, split: Split, ensemble: Path) -> np.ndarray:
-    """LightGBM on the labels, as many rounds as a fifth of the rows choose; then fitted to all of them."""
+    """LightGBM on the labels, as many rounds as a fifth of the rows choose; then fitted to all of them. Each of
+    several labels has a model; numbers have the variance of the fifth's errors."""
+    x, test = _features(split)
+    if split.task == "classification":
+        return _boosted(x, split.labelled.labels, test, seed)[0]
+    columns = [_boosted(x, column, test, seed, split.task) for column in split.labelled.labels.T]
+    found = np.stack([values for values, _ in columns], axis=1)
+    if split.task == "multilabel":
+        return found
+    variances = np.array([[variance for _, variance in columns]])
+    return np.concatenate([found, np.broadcast_to(variances, found.shape)], axis=1)
+
+
+def _boosted(
+    x: Any, y: np.ndarray, test: Any, seed: int, task: Task = "classification"
+) -> tuple[np.ndarray, float]:
+    """Test predictions, and of a regression the mean squared error on rows that the first fit left out."""
     import lightgbm
     from sklearn.model_selection import train_test_split
 
-    x, y = _frame(split.labelled.inputs), split.labelled.labels
-    train, held = train_test_split(np.arange(len(y)), test_size=0.2, stratify=y, random_state=seed)
+    kind = lightgbm.LGBMRegressor if task == "regression" else lightgbm.LGBMClassifier
+    if task == "multilabel":
+        known = np.flatnonzero(y >= 0)
+        x, y = _rows(x, known), y[known].astype(np.int64)
+        if np.bincount(y, minlength=2).min() < 2:  # too few to hold some out
+            return np.full(test.shape[0], np.clip(y.mean(), 1e-3, 1 - 1e-3)), 0.0
+    strata = None if task == "regression" else y
+    train, held = train_test_split(np.arange(len(y)), test_size=0.2, stratify=strata, random_state=seed)
     settings = {"learning_rate": 0.05, "num_leaves": 31, "n_jobs": 1, "verbose": -1, "random_state": seed}
-    first = lightgbm.LGBMClassifier(n_estimators=1000, **settings)
+    first = kind(n_estimators=1000, **settings)
     stopping = lightgbm.early_stopping(50, verbose=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the newest version has another name for eval_set
-        first.fit(x.iloc[train], y[train], eval_set=[(x.iloc[held], y[held])], callbacks=[stopping])
-    last = lightgbm.LGBMClassifier(n_estimators=max(1, int(first.best_iteration_ or 1)), **settings)
-    found = last.fit(x, y).predict_proba(_frame(split.test.inputs, x))
-    return np.asarray(found, np.float64)
+        first.fit(_rows(x, train), y[train], eval_set=[(_rows(x, held), y[held])], callbacks=[stopping])
+    last = kind(n_estimators=max(1, int(first.best_iteration_ or 1)), **settings).fit(x, y)
+    if task == "regression":
+        return np.asarray(last.predict(test)), float(np.mean((first.predict(_rows(x, held)) - y[held]) ** 2))
+    found = np.asarray(last.predict_proba(test), np.float64)
+    return (found if task == "classification" else found[:, 1]), 0.0
+
+
+def _features(split: Split) -> tuple[Any, Any]:
+    """The labelled and the test rows: frames, or of texts the TF-IDF of the commonest words."""
+    first = whole(split.labelled.inputs)
+    if not isinstance(first, list):
+        x = _frame(first)
+        return x, _frame(split.test.inputs, x)
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    words = TfidfVectorizer(min_df=3, max_features=3000, dtype=np.float32)
+    return words.fit_transform(first), words.transform(whole(split.test.inputs))
+
+
+def _rows(x: Any, rows: np.ndarray) -> Any:
+    return x.iloc[rows] if hasattr(x, "iloc") else x[rows]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,10 +131,11 @@ class Lesson:
         Makes the student.
     inputs : array [N, ...]
         Labelled rows and pool, preprocessed as for our student.
-    labels : ndarray [N], int64
-        -100 for rows of the pool.
-    logits : ndarray [N, C], float32
-        The mean of the members'.
+    labels : ndarray
+        In the task's form; unknown ones for rows of the pool.
+    targets : ndarray [N, C], float32
+        The mean of the members' logits; of several labels that of their probabilities, of numbers that of
+        their means.
     test : array [M, ...]
     steps, batch_size : int
         Those of our student where they are given.
@@ -93,7 +144,7 @@ class Lesson:
     model: Callable[[], torch.nn.Module]
     inputs: Any
     labels: np.ndarray
-    logits: np.ndarray
+    targets: np.ndarray
     test: Any
     steps: int
     batch_size: int
@@ -104,7 +155,10 @@ def lesson(case: Case, seed: int, split: Split, ensemble: Path) -> Lesson:
     members = Ensemble.load(ensemble, trusted=["ensdistill", "benchmarks"]).weighted()
     rows = [split.labelled, *([split.pool] if len(split.pool) else [])]
     samples = whole(joined([part.inputs for part in rows]))
-    logits = members.predict_logits(samples)
+    if split.task == "classification":
+        targets = np.asarray(members.predict_logits(samples), np.float32).mean(0)
+    else:
+        targets = (members.predict_proba if split.task == "multilabel" else members.predict)(samples)
     settings = config(case).distill.students["member"]
     prepared = prepare_student(settings, split, seed)
     inputs, test = (
@@ -118,7 +172,7 @@ def lesson(case: Case, seed: int, split: Split, ensemble: Path) -> Lesson:
         prepared.factory,
         inputs,
         np.concatenate([part.labels for part in rows]),
-        np.asarray(logits, np.float32).mean(0),
+        np.asarray(targets, np.float32),
         test,
         optimization.steps if isinstance(optimization.steps, int) else usual,
         batch_size,
@@ -126,16 +180,40 @@ def lesson(case: Case, seed: int, split: Split, ensemble: Path) -> Lesson:
 
 
 def plain_loop(case: Case, seed: int, split: Split, ensemble: Path) -> np.ndarray:
-    """The loop of most tutorials: members' logits averaged, T = 2, Adam with 1e-3, labelled rows and pool."""
+    """The loop of most tutorials: members' logits averaged, T = 2, Adam with 1e-3, labelled rows and pool. Of
+    several labels and of numbers it learns the members' mean probabilities, and the means on standardised
+    numbers, whose variance is that of the errors of the labelled rows."""
     torch.manual_seed(seed)
     one = lesson(case, seed, split, ensemble)
-    teacher, labels, model = torch.from_numpy(one.logits), torch.from_numpy(one.labels), one.model()
+    loss_of, read = LOOPS[split.task](one)
+    model = one.model()
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
     generator = torch.Generator().manual_seed(seed)
     model.train()
     for _ in range(one.steps):
-        chosen = torch.randint(len(labels), (one.batch_size,), generator=generator)
-        outputs = model(_tensor(b.take(one.inputs, chosen.numpy())))
+        chosen = torch.randint(len(one.labels), (one.batch_size,), generator=generator)
+        loss = loss_of(model(_tensor(b.take(one.inputs, chosen.numpy()))), chosen)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    labelled = b.take(one.inputs, np.arange(len(split.labelled)))
+    with torch.no_grad():
+        found, own = (
+            torch.cat([model(part) for part in _tensor(rows).split(1024)]).double()
+            for rows in (one.test, labelled)
+        )
+    return np.asarray(read(found, own))
+
+
+Loop = tuple[Callable[[Any, Any], Any], Callable[[Any, Any], Any]]
+"""The loss of a batch from (outputs, positions), and predictions from outputs of (test, labelled) rows."""
+
+
+def _class_loss(one: Lesson) -> Loop:
+    teacher, labels = torch.from_numpy(one.targets), torch.from_numpy(one.labels)
+
+    def loss(outputs: Any, chosen: Any) -> Any:
         soft = F.kl_div(
             F.log_softmax(outputs / TEMPERATURE, 1),
             F.softmax(teacher[chosen] / TEMPERATURE, 1),
@@ -143,14 +221,50 @@ def plain_loop(case: Case, seed: int, split: Split, ensemble: Path) -> np.ndarra
         )
         hard = F.cross_entropy(outputs, labels[chosen])
         hard = hard if hard.isfinite() else outputs.new_zeros(())  # a batch without a label
-        loss = ALPHA * TEMPERATURE**2 * soft + (1 - ALPHA) * hard
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    model.eval()
-    with torch.no_grad():
-        found = torch.cat([model(part) for part in _tensor(one.test).split(1024)])
-    return np.asarray(F.softmax(found.double(), 1))
+        return ALPHA * TEMPERATURE**2 * soft + (1 - ALPHA) * hard
+
+    return loss, lambda found, own: F.softmax(found, 1)
+
+
+def _label_loss(one: Lesson) -> Loop:
+    teacher, labels = torch.from_numpy(one.targets), torch.from_numpy(one.labels)
+
+    def loss(outputs: Any, chosen: Any) -> Any:
+        soft = F.binary_cross_entropy_with_logits(outputs, teacher[chosen])
+        known, truth = labels[chosen] >= 0, labels[chosen].clamp(min=0).float()
+        each = F.binary_cross_entropy_with_logits(outputs, truth, reduction="none")
+        return ALPHA * soft + (1 - ALPHA) * each.where(known, 0).sum() / known.sum().clamp(min=1)
+
+    return loss, lambda found, own: found.sigmoid()
+
+
+def _number_loss(one: Lesson) -> Loop:
+    known = ~np.isnan(one.labels).any(1)
+    location, scale = one.labels[known].mean(0), one.labels[known].std(0)
+    teacher, labels = (
+        torch.from_numpy(((values - location) / scale).astype(np.float32))
+        for values in (one.targets, one.labels)
+    )
+
+    def loss(outputs: Any, chosen: Any) -> Any:
+        soft, truth = F.mse_loss(outputs, teacher[chosen]), labels[chosen]
+        there = ~truth.isnan()
+        hard = (outputs - truth.nan_to_num()).square().where(there, 0).sum() / there.sum().clamp(min=1)
+        return ALPHA * soft + (1 - ALPHA) * hard
+
+    def read(found: Any, own: Any) -> Any:
+        mean, fitted = (location + scale * part.numpy() for part in (found, own))
+        variance = np.square(fitted - one.labels[known]).mean(0)
+        return np.concatenate([mean, np.broadcast_to(variance, mean.shape)], axis=1)
+
+    return loss, read
+
+
+LOOPS: dict[Task, Callable[[Lesson], Loop]] = {
+    "classification": _class_loss,
+    "multilabel": _label_loss,
+    "regression": _number_loss,
+}
 
 
 def torchdistill(python: str) -> Peer:
@@ -162,7 +276,7 @@ def torchdistill(python: str) -> Peer:
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder)
             arrays = {name: _tensor(getattr(one, name)).numpy() for name in ("inputs", "test")}
-            np.savez(place / "arrays.npz", labels=one.labels, logits=one.logits, **arrays)
+            np.savez(place / "arrays.npz", labels=one.labels, logits=one.targets, **arrays)
             settings = {"seed": seed, "steps": one.steps, "batch_size": one.batch_size, "rate": RATE,
                         "temperature": TEMPERATURE, "label_weight": 1 - ALPHA, "model": recipe}  # fmt: skip
             (place / "settings.json").write_text(json.dumps(settings))
@@ -190,20 +304,24 @@ def autogluon(python: str, seconds: int) -> Peer:
     return Peer(("table",), predict)
 
 
+ALL = ("table", "image", "text")
 PEERS = {
-    "LightGBM on labels": Peer(("table",), boosted),
-    "plain KD loop": Peer(("table", "image", "text"), plain_loop),
+    "LightGBM on labels": Peer(
+        ("table",), boosted, {"multilabel": ("table", "text"), "regression": ("table",)}
+    ),
+    "plain KD loop": Peer(ALL, plain_loop, {"multilabel": ALL, "regression": ALL}),
 }
 
 
 def predictions(
     case: Case, peers: dict[str, Peer], note: Callable[[str], None]
 ) -> dict[str, list[np.ndarray]]:
-    """The test probabilities of the peers that take this case's data: float64 [N, C] for each seed."""
+    """The test predictions of the peers that take this case's data, for each seed: float64 [N, C], or of a
+    regression means and then variances [N, 2 D]."""
     settings, found = config(case), dict[str, list[np.ndarray]]()
     folder = RunFolder(settings)
     for name, peer in peers.items():
-        if SETS[case.name].kind not in peer.kinds:
+        if not peer.takes(case.name):
             continue
         for seed in range(case.seeds):
             unit = Unit("teachers", seed)
@@ -237,10 +355,13 @@ def _call(python: str, script: Path, folder: Path, what: str) -> None:
         raise RuntimeError(f"{what}: it failed:\n{run.stderr[-2000:]}")
 
 
-def _check(name: str, probabilities: np.ndarray, split: Split) -> None:
-    wanted = (len(split.test), len(split.classes))
-    if probabilities.shape != wanted or not np.allclose(probabilities.sum(1), 1, atol=1e-4):
-        raise RuntimeError(f"{name}: expected probabilities {list(wanted)}; got {list(probabilities.shape)}")
+def _check(name: str, values: np.ndarray, split: Split) -> None:
+    wanted = (len(split.test), len(split.classes) * (1 + (split.task == "regression")))
+    right = values.shape == wanted and bool(np.isfinite(values).all())
+    if right and split.task == "classification":
+        right = np.allclose(values.sum(1), 1, atol=1e-4)
+    if not right:
+        raise RuntimeError(f"{name}: expected predictions {list(wanted)}; got {list(values.shape)}")
 
 
 def _keep(file: Path, values: np.ndarray) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.teachers.data import Missing, fashion_arrays, flights_frame, letter, r_frame
+from ensdistill.common.tasks import Task
 from ensdistill.data import Split
 from ensdistill.data.splits import stratified_split
 
@@ -21,7 +22,11 @@ R = Path("/usr/lib/R/site-library")
 SIZES = ("member", "tenth")  # a student as large as a member of the ensemble, and a tenth of it
 LATE = (0.5, 30.5)  # minutes: early, late, later
 
-Content = tuple[Any, np.ndarray, tuple[str, ...]]  # samples, class indices [N], class names
+TAGS = 30  # the commonest of Debian's
+
+Content = tuple[
+    Any, np.ndarray, tuple[str, ...]
+]  # samples, labels in their task's form, names of the outputs
 
 
 @dataclass(frozen=True)
@@ -42,17 +47,20 @@ class QualitySet:
     kind : {"table", "image", "text"}
         Which students and which other tools it has.
     read : callable
-        Returns the samples, their class indices int64 [N], and the names of the classes.
+        Returns the samples, their labels in the task's form (:mod:`ensdistill.data.tasks`), and the names of
+        the classes, labels or numbers.
     regimes : dict of str to Regime
         ``pool``, ``all``, and ``quick``, a small one, to check that everything works.
     sizes : tuple of str
         Of the students whose models are given.
+    task : {"classification", "multilabel", "regression"}
     """
 
     kind: str
     read: Callable[[], Content]
     regimes: dict[str, Regime]
     sizes: tuple[str, ...]
+    task: Task = "classification"
 
 
 @dataclass(frozen=True)
@@ -166,6 +174,41 @@ def _flights() -> Content:
     return frame[inputs], labels, ("early", "late", "later")
 
 
+def _delays() -> Content:
+    """The same facts, and the minutes of the delay."""
+    frame = flights_frame()
+    frame = frame[frame["arr_delay"].notna()].reset_index(drop=True)
+    inputs = ["month", "day", "sched_dep_time", "sched_arr_time", "distance", "carrier", "origin", "dest"]
+    return frame[inputs], frame[["arr_delay"]].to_numpy(np.float64), ("arr_delay",)
+
+
+def _prices() -> Content:
+    frame = diamonds()
+    return _plain_strings(frame.drop(columns="price")), frame[["price"]].to_numpy(np.float64), ("price",)
+
+
+def _diabetes() -> Content:
+    from sklearn.datasets import load_diabetes
+
+    x, y = load_diabetes(return_X_y=True)
+    return x.astype(np.float32), y[:, None], ("progression",)
+
+
+def _tags() -> Content:
+    """Descriptions of Debian's packages, and which of the commonest tags they have."""
+    from collections import Counter
+
+    from examples.make_packages import tags_of
+
+    own = [(text, set(tags_of(field))) for _, text, field in _listed(tagged=True)]
+    counts = Counter(tag for _, tags in own for tag in tags)
+    names = tuple(sorted(tag for tag, _ in counts.most_common(TAGS)))
+    labels = np.array([[tag in tags for tag in names] for _, tags in own], np.int8)
+    kept = np.flatnonzero(labels.any(1))
+    order = np.random.default_rng(0).permutation(kept)[:24_000]
+    return [own[i][0] for i in order], labels[order], names
+
+
 def _fashion() -> Content:
     x, y, test_x, test_y = fashion_arrays()
     images = np.concatenate([x, test_x])[:, None].astype(np.float32) / 255
@@ -175,12 +218,7 @@ def _fashion() -> Content:
 def _packages() -> Content:
     from collections import Counter
 
-    from examples.make_packages import packages
-
-    try:
-        found = packages()
-    except SystemExit as error:
-        raise Missing(str(error)) from error
+    found = _listed()
     kept = {name for name, _ in Counter(section for *_, section in found).most_common(12)}
     found = [package for package in found if package[2] in kept]
     order = np.random.default_rng(0).permutation(len(found))[:24_000]
@@ -188,11 +226,24 @@ def _packages() -> Content:
     return [found[i][1] for i in order], labels, classes
 
 
+def _listed(tagged: bool = False) -> list[tuple[str, str, str]]:
+    from examples.make_packages import packages
+
+    try:
+        return packages(tagged)
+    except SystemExit as error:
+        raise Missing(str(error)) from error
+
+
 def _set(
-    kind: str, read: Callable[[], Content], sizes: tuple[str, ...] = SIZES, **regimes: tuple[int, ...]
+    kind: str,
+    read: Callable[[], Content],
+    sizes: tuple[str, ...] = SIZES,
+    task: Task = "classification",
+    **regimes: tuple[int, ...],
 ) -> QualitySet:
     """Of regimes as tuples: labelled rows, rows of the pool, test rows."""
-    return QualitySet(kind, read, {name: Regime(*rows) for name, rows in regimes.items()}, sizes)
+    return QualitySet(kind, read, {name: Regime(*rows) for name, rows in regimes.items()}, sizes, task)
 
 
 SETS = {
@@ -219,4 +270,29 @@ SETS = {
     "packages": _set(
         "text", _packages, pool=(1500, 14_000, 6000), all=(14_000, 0, 6000), quick=(300, 900, 1000)
     ),
+    "tags": _set(
+        "text",
+        _tags,
+        task="multilabel",
+        pool=(1500, 14_000, 6000),
+        all=(14_000, 0, 6000),
+        quick=(300, 900, 1000),
+    ),
+    "prices": _set(
+        "table",
+        _prices,
+        task="regression",
+        pool=(2000, 30_000, 12_000),
+        all=(20_000, 0, 12_000),
+        quick=(500, 900, 2000),
+    ),
+    "delays": _set(
+        "table",
+        _delays,
+        task="regression",
+        pool=(5000, 60_000, 40_000),
+        all=(60_000, 0, 40_000),
+        quick=(500, 900, 2000),
+    ),
+    "diabetes": _set("table", _diabetes, task="regression", pool=(100, 240), all=(340, 0), quick=(200, 100)),
 }

@@ -11,6 +11,7 @@ class MultilabelRow {
  public:
   using vec = typename S::vec;
   using ivec = typename S::ivec;
+  using uvec = typename S::uvec;
 
   MultilabelRow(const MultilabelProblem& problem, void* memory);
   // Rows first .. first + count - 1: one, or as many as there are lanes. They must lie in the same outer dimension.
@@ -28,8 +29,18 @@ class MultilabelRow {
   Source<S> source(const Matrix& matrix, int64_t from) const;
   Source<S> target(int64_t k) const;
   const float* read(const Source<S>& from, int64_t first, int64_t n, float* buffer) const;
+  Ahead after(const void* data, Element type, int64_t first) const;
   void list_classes();
   void mix(int64_t first, int64_t n);
+  struct Fractions {
+    vec yes, no, below;
+  };
+  template <int kMembers, bool kNear>
+  Fractions add_up(const float* const (&at)[kMembers], const vec (&weight)[kMembers], int64_t v) const;
+  template <int kMembers>
+  __attribute__((noinline, cold)) Fractions add_up_far(const float* const (&at)[kMembers], const vec (&weight)[kMembers], int64_t v) const {
+    return add_up<kMembers, false>(at, weight, v);
+  }
   template <int kMembers, bool kMore>
   void mix_logits(int64_t k, int64_t first, int64_t n);
   void mix_probabilities(int64_t first, int64_t n);
@@ -113,6 +124,13 @@ const float* MultilabelRow<S>::read(const Source<S>& from, int64_t first, int64_
   return buffer;
 }
 
+// Along a row, the memory of the next block, which is prefetched during this one's arithmetic. Rows side by side are prefetched as they are read.
+template <class S>
+Ahead MultilabelRow<S>::after(const void* data, Element type, int64_t first) const {
+  const int64_t step = across ? 0 : S::lanes * bytes_of(type);
+  return {static_cast<const char*>(data) + (first + kVectors) * step, step};
+}
+
 // Sparse targets: all classes of the rows, first with the others' mean probability. A class that is listed twice, or outside of the
 // range, makes its row NaN.
 template <class S>
@@ -168,30 +186,55 @@ void MultilabelRow<S>::mix(int64_t first, int64_t n) {
   if (k < p.members_used) k == 0 ? mix_logits<1, false>(k, first, n) : mix_logits<1, true>(k, first, n);
 }
 
-// Some members' part of the mixture; kMore: beside others. A sum of fractions with one division: no denominator is above 2. (GCC 12
-// compiles `if (k > 0) sum += ...` of vectors wrongly for AVX-512, so that choice is the template's.)
+// The members' fractions as one, (yes + no) / below.
+template <class S>
+template <int kMembers, bool kNear>
+ALWAYS_INLINE typename MultilabelRow<S>::Fractions MultilabelRow<S>::add_up(const float* const (&at)[kMembers], const vec (&weight)[kMembers],
+                                                                            int64_t v) const {
+  const TwoFloats scale = k_target;
+  Fractions sum{vec{}, vec{}, S::all(1)};
+#pragma GCC unroll 4
+  for (int i = 0; i < kMembers; ++i) {
+    const vec x = S::load(at[i] + v * S::lanes), part = weight[i] * sum.below;
+    if constexpr (kNear) {
+      const vec e = S::exp_any(x, -scale.high), one = 1 + e;
+      sum = {sum.yes * one + part, sum.no * one + e * part, sum.below * one};
+    } else {
+      const vec e = S::exp(-S::abs(x), scale), one = 1 + e, small = e * part;
+      const ivec positive = x > vec{};
+      sum = {sum.yes * one + (positive ? part : small), sum.no * one + (positive ? small : part), sum.below * one};
+    }
+  }
+  return sum;
+}
+
+// Some members' part of the mixture; kMore: beside others. Of each member e = exp(-x), which is a sum of fractions with one division while
+// the product of all 1 + e is a number. Lanes where it isn't take exp(-|x|), of which no product is large. (GCC 12 compiles
+// `if (k > 0) sum += ...` of vectors wrongly for AVX-512, so that choice is the template's.)
 template <class S>
 template <int kMembers, bool kMore>
 void MultilabelRow<S>::mix_logits(int64_t k, int64_t first, int64_t n) {
   const float* at[kMembers];
   vec weight[kMembers];
-  for (int i = 0; i < kMembers; ++i) at[i] = read(sources[k + i], first, n, z[i].x), weight[i] = S::all(float(p.weights[k + i]));
-  const TwoFloats scale = k_target;
+  Ahead ahead[kMembers];
+  for (int i = 0; i < kMembers; ++i) {
+    const Source<S>& source = sources[k + i];
+    at[i] = read(source, first, n, z[i].x), weight[i] = S::all(float(p.weights[k + i])), ahead[i] = after(source.data, source.type, first);
+  }
   for (int64_t v = 0; v < n; ++v) {
-    vec above_yes{}, above_no{}, below = S::all(1);
 #pragma GCC unroll 4
-    for (int i = 0; i < kMembers; ++i) {
-      const vec x = S::load(at[i] + v * S::lanes), e = S::exp(-S::abs(x), scale), sum = 1 + e, part = weight[i] * below, small = e * part;
-      const ivec positive = x > vec{};
-      above_yes = above_yes * sum + (positive ? part : small);
-      above_no = above_no * sum + (positive ? small : part);
-      below *= sum;
+    for (int i = 0; i < kMembers; ++i) ahead[i](v);
+    Fractions sum = add_up<kMembers, true>(at, weight, v);
+    const ivec far = (uvec)sum.below > (uvec)S::all(1e37f);  // as bits, so that NaN is, too
+    if (__builtin_expect(S::any(far), 0)) {
+      const Fractions safe = add_up_far<kMembers>(at, weight, v);
+      sum = {far ? safe.yes : sum.yes, far ? safe.no : sum.no, far ? safe.below : sum.below};
     }
-    const vec share = S::reciprocal(below);
-    above_yes *= share, above_no *= share;
-    if constexpr (kMore) above_yes += S::load(yes.x + v * S::lanes), above_no += S::load(no.x + v * S::lanes);
-    S::store(yes.x + v * S::lanes, above_yes);
-    S::store(no.x + v * S::lanes, above_no);
+    const vec share = S::reciprocal(sum.below);
+    vec now_yes = sum.yes * share, now_no = sum.no * share;
+    if constexpr (kMore) now_yes += S::load(yes.x + v * S::lanes), now_no += S::load(no.x + v * S::lanes);
+    S::store(yes.x + v * S::lanes, now_yes);
+    S::store(no.x + v * S::lanes, now_no);
   }
 }
 
@@ -252,8 +295,10 @@ void MultilabelRow<S>::block(int64_t first, int64_t n) {
   const bool in_place = p.gradient && !across && p.gradient_layout.type == Element::f32 && (first + n) * S::lanes <= p.classes;
   float* const to = in_place ? static_cast<float*>(sink.data) + first * S::lanes : g.x;
   vec soft_sum{}, hard_sum{}, soft_product = S::all(1), hard_product = S::all(1);  // no factor is above 2
+  const Ahead ahead = after(student.data, student.type, first), ahead_to = after(p.gradient ? sink.data : student.data, student.type, first);
   for (int64_t v = 0; v < n; ++v) {
     const int64_t i = first + v;
+    ahead(v), ahead_to(v);
     const vec logit = S::load(at + v * S::lanes);
     CoinTerm<vec> soft_now{}, hard_now{};
     vec e{}, sum = S::all(1), r{};

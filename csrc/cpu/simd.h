@@ -154,6 +154,19 @@ struct Simd {
 
   static ALWAYS_INLINE vec max(vec a, vec b) { return a > b ? a : b; }
 
+  // Whether a comparison holds in any lane.
+  static ALWAYS_INLINE bool any(ivec holds) {
+#if ENSDISTILL_LANES == 16 && defined(__x86_64__)
+    return _mm512_test_epi32_mask((__m512i)holds, (__m512i)holds) != 0;
+#elif ENSDISTILL_LANES == 8 && defined(__x86_64__)
+    return _mm256_testz_si256((__m256i)holds, (__m256i)holds) == 0;
+#else
+    int32_t found = 0;
+    for (int i = 0; i < lanes; ++i) found |= holds[i];
+    return found != 0;
+#endif
+  }
+
   // Over the lanes by halves, into every lane: an order that doesn't depend on anything, so the same bits every run.
   template <class Merge>
   static ALWAYS_INLINE vec reduce(vec v, const Merge& merge) {
@@ -245,11 +258,46 @@ struct Simd {
     return y * r + 1.f;
   }
 
-  // Natural logarithm of positive normal numbers, relative error below 2e-7; -inf at 0, NaN stays NaN. Cephes logf.
-  static ALWAYS_INLINE vec log(vec x) { return log_of<false>(x, x); }
+  // exp(x k) for every x and a k below 0, relative error below 1e-7 (1 + |x k|); NaN stays NaN, and is also the result at infinite x.
+  // Above exp(86) the result is any number from there on, or infinite; numbers below float's normal range may be 0.
+  static ALWAYS_INLINE vec exp_any(vec x, float k) {
+    const float magic = 12582912.f;  // as in exp()
+#if ENSDISTILL_LANES == 16 && defined(__x86_64__)
+    const vec shifted = x * k + magic, n = shifted - magic;
+    return (vec)_mm512_scalef_ps((__m512)power_of_two(fused_difference(x, k, n)), (__m512)n);
+#else
+    const vec least = all(125.f / k), most = all(-125.f / k), bounded = least > x ? least : x;
+    const vec shifted = bounded * k + magic, y = power_of_two(fused_difference(bounded, k, shifted - magic));
+    const vec result = y * (vec)(((ivec)shifted << 23) + 0x3f800000);
+    return x > most ? vec{} : result;
+#endif
+  }
+
+  // Natural logarithm of positive normal numbers, relative error below 2e-7; -inf at 0, NaN stays NaN.
+  static ALWAYS_INLINE vec log(vec x) {
+#if ENSDISTILL_LANES == 16 && defined(__x86_64__)
+    // x = 2^n m with m in [3/4, 3/2). The first four bits of m choose c near 1 / m, which is 1 on both sides of 1: log(m c) keeps its digits.
+    const vec inverse = {1.f,        0.9142857f, 0.8648649f, 0.82051283f, 0.7804878f, 0.74418604f, 0.7111111f, 0.68085104f,
+                         1.3061224f, 1.254902f,  1.2075472f, 1.1636363f,  1.122807f,  1.0847458f,  1.0491803f, 1.f};
+    const vec minus_log = {0.f,          0.089612156f, 0.14518198f,  0.19782573f,  0.2478362f,   0.29546422f,  0.34092656f,   0.38441172f,
+                           -0.26706275f, -0.22705749f, -0.18859118f, -0.15154986f, -0.11583182f, -0.08134564f, -0.048009165f, 0.f};
+    const vec m = (vec)_mm512_getmant_ps((__m512)x, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_src);
+    const vec floor_n = (vec)_mm512_getexp_ps((__m512)x), n = m < all(1) ? floor_n + 1 : floor_n;
+    const ivec at = (ivec)m >> 19;
+    const vec r = m * look_up(inverse, at) - 1.f;  // in [-1/32, 1/16]
+    vec y = all(1.8846035736e-1f);
+    y = y * r + -2.5006104216e-1f;
+    y = y * r + 3.3334452815e-1f;
+    y = y * r + -5.0000001390e-1f;
+    y = y * r + 1.f;
+    return n * 0.69314718056f + (y * r + look_up(minus_log, at));
+#else
+    return log_of<false>(x, x);
+#endif
+  }
   // log(1 + x) for x >= 0: near 0 all digits of x count.
   static ALWAYS_INLINE vec log1p(vec x) { return log_of<true>(1.f + x, x); }
-  // `above`, where it is given, is x - 1 before it was rounded.
+  // Cephes logf. `above`, where it is given, is x - 1 before it was rounded.
   template <bool kAbove>
   static ALWAYS_INLINE vec log_of(vec x, vec above) {
     const ivec bits = (ivec)x;

@@ -99,12 +99,14 @@ LossResult run_loss(const LossArguments& a) {
   if (per_row && N == 0) return {loss, gradient, statistics};
   Tensor row_loss = per_row ? loss : torch::stable::new_empty(a.student, std::vector<int64_t>{N}, real);
 
-  // One allocation: the header, then weights and numbers of the members that count.
-  const int64_t weights_at = sizeof(Prepared), members_at = weights_at + K * int64_t(sizeof(double));
+  // One allocation: the header, then weights of the members that count, the blocks' sums of the loss, the members' numbers.
+  const int64_t weights_at = sizeof(Prepared), sums_at = weights_at + K * int64_t(sizeof(double)),
+                members_at = sums_at + sums_of(N) * int64_t(sizeof(double));
   Tensor workspace = torch::stable::new_empty(a.student, std::vector<int64_t>{members_at + K * int64_t(sizeof(int))}, ScalarType::Byte);
   auto* const work = static_cast<unsigned char*>(workspace.mutable_data_ptr());
   auto* prepared = reinterpret_cast<Prepared*>(work);
   auto* member_weights = reinterpret_cast<double*>(work + weights_at);
+  auto* sums = reinterpret_cast<double*>(work + sums_at);
   auto* members = reinterpret_cast<int*>(work + members_at);
 
   Problem p{};
@@ -123,8 +125,8 @@ LossResult run_loss(const LossArguments& a) {
                   a.weights ? a.weights->const_data_ptr<double>() : nullptr, int(K), static_cast<const LossCall&>(p));
   if (N > 0) launch(p, shape_of(a, p, on.index()), stream);
   if (!per_row) {
-    if (p.doubles) launch_clusters(reduce_rows<double>, dim3(1), 1, dim3(512), 0, stream, p, loss.mutable_data_ptr<double>());
-    else launch_clusters(reduce_rows<float>, dim3(1), 1, dim3(512), 0, stream, p, loss.mutable_data_ptr<float>());
+    if (p.doubles) launch_sum(row_loss.const_data_ptr<double>(), N, p.factor, sums, loss.mutable_data_ptr<double>(), stream);
+    else launch_sum(row_loss.const_data_ptr<float>(), N, p.factor, sums, loss.mutable_data_ptr<float>(), stream);
   }
   return {loss, gradient, statistics};
 }

@@ -30,7 +30,8 @@ MultilabelResult run_multilabel(const MultilabelArguments& m) {
   Tensor loss = torch::stable::new_empty(a.student, per_row ? std::vector<int64_t>{N} : std::vector<int64_t>{}, real);
   if (per_row && N == 0) return {loss, gradient};
   Tensor row_loss = per_row ? loss : torch::stable::new_empty(a.student, std::vector<int64_t>{N}, real);
-  const int64_t weights_at = sizeof(Prepared), members_at = weights_at + K * int64_t(sizeof(double));
+  const int64_t weights_at = sizeof(Prepared), sums_at = weights_at + K * int64_t(sizeof(double)),
+                members_at = sums_at + sums_of(N) * int64_t(sizeof(double));
   Tensor workspace = torch::stable::new_empty(a.student, std::vector<int64_t>{members_at + K * int64_t(sizeof(int))}, ScalarType::Byte);
   auto* const work = static_cast<unsigned char*>(workspace.mutable_data_ptr());
   auto* prepared = reinterpret_cast<Prepared*>(work);
@@ -38,6 +39,7 @@ MultilabelResult run_multilabel(const MultilabelArguments& m) {
   MultilabelProblem p{};
   static_cast<MultilabelCall&>(p) = multilabel_call_of(m, gradient);
   auto* member_weights = reinterpret_cast<double*>(work + weights_at);
+  auto* sums = reinterpret_cast<double*>(work + sums_at);
   auto* members = reinterpret_cast<int*>(work + members_at);
   p.prepared = prepared, p.member = members, p.weight = member_weights;
   p.geometric = a.combiner != Combiner::prob && K > 1;
@@ -50,10 +52,8 @@ MultilabelResult run_multilabel(const MultilabelArguments& m) {
   launch_prepare_multilabel(prepared, members, member_weights, a.weights ? a.weights->const_data_ptr<double>() : nullptr, int(K), p, stream);
   if (N > 0) launch_multilabel(p, a.in_double() || a.temperature > kMaxFloatTemperature, stream);
   if (!per_row) {
-    Problem sum{};
-    sum.rows = N, sum.row_loss = p.row_loss, sum.factor = p.factor();
-    if (p.doubles) launch_clusters(reduce_rows<double>, dim3(1), 1, dim3(512), 0, stream, sum, loss.mutable_data_ptr<double>());
-    else launch_clusters(reduce_rows<float>, dim3(1), 1, dim3(512), 0, stream, sum, loss.mutable_data_ptr<float>());
+    if (p.doubles) launch_sum(row_loss.const_data_ptr<double>(), N, p.factor(), sums, loss.mutable_data_ptr<double>(), stream);
+    else launch_sum(row_loss.const_data_ptr<float>(), N, p.factor(), sums, loss.mutable_data_ptr<float>(), stream);
   }
   return {loss, gradient};
 }

@@ -133,6 +133,6 @@ def result_name(machine: dict[str, Any], source: dict[str, Any]) -> str:
     """
     device = re.sub(r"[^a-z0-9]+", "-", machine["device"].lower()).strip("-")
     cores = f"-{machine['cores']}c" if machine["kind"] == "cpu" else ""
-    return f"{device}{cores}-{(source['commit'] or source['version'])[:8]}" + (
+    return f"{device}{cores}-{(source['commit'] or '')[:8] or source['version']}" + (
         "-dirty" if source["dirty"] else ""
     )

@@ -70,10 +70,6 @@ def job(command: str, rest: list[str]) -> int:
     except ValueError as error:
         return usage_error(str(error), more)
 
-    if command == "preflight":
-        from ensdistill.job.preflight import check_forecast
-
-        check_forecast(config)
     from ensdistill.cli.display import Display
     from ensdistill.job.scheduler import run
 

@@ -48,6 +48,15 @@ def known_rows(labels: np.ndarray) -> np.ndarray:
     return known
 
 
+def has_gaps(labels: np.ndarray) -> bool:
+    """Whether some label of a multi-label row is unknown.
+
+    >>> has_gaps(np.array([[1, -1]], np.int8))
+    True
+    """
+    return labels.dtype == np.int8 and bool((labels == UNKNOWN).any())
+
+
 def unlabelled_like(labels: np.ndarray) -> np.ndarray:
     """Labels of the same form, all unknown."""
     if labels.ndim == 1:

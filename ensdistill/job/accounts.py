@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,13 +41,13 @@ def stored_bytes(run: RunFolder) -> dict[str, int]:
 def forecast_of(run: RunFolder) -> dict[str, Any]:
     """The preflight's forecast as `RunResults` takes it.
 
-    A run that can't have one, as of another task than classification, gives the reason under ``none``.
+    A run that can't have one, as of members without held-out predictions, gives the reason under ``none``.
     """
     try:
         found = run_preflight(run)
     except ValueError as error:
         return {"none": str(error)}
-    leads = {"accuracy": found.over_best_member.accuracy, "nll": found.over_best_member.nll}
+    leads = {metric: lead for metric, lead in found.over_best_member.items() if math.isfinite(lead.low)}
     return {
         "over_best_member": {metric: _lead(lead) for metric, lead in leads.items()},
         "expected": {

@@ -31,7 +31,6 @@ from ensdistill.job.predictions import (
     fields_of,
     of_ensemble,
     others_of,
-    predict,
     served,
 )
 from ensdistill.job.run_folder import RunFolder, Unit
@@ -53,7 +52,7 @@ from ensdistill.student.automatic import Automatic
 from ensdistill.teachers import Ensemble
 from ensdistill.teachers.fitting.scaling import Scaling, closest_scaling
 from ensdistill.teachers.members import ArrayMember, Member, Moments, inner, load_member
-from ensdistill.teachers.predict import rows_for
+from ensdistill.teachers.predict import outputs_of, rows_for
 
 NOT_MEASURED = {batch: dict.fromkeys(PERCENTILES) for batch in BATCHES}
 BATCH_SIZES = (1, 256)
@@ -230,11 +229,11 @@ def _student(
         thresholds = _Thresholds.of(run, seed, name, calibration[seed])
         for kind, stage in trained.items():
             member = load_member(run.of(Unit(stage, seed, name)) / kind, trusted)
-            outputs = predict(member, test)
+            outputs = outputs_of(member, test)
             # Direct has held-out folds of the labelled rows; the distilled have none (see `scaling`).
             scaling = direct_scaling(direct, kind)
             if scaling is None and (rows := calibration[seed]) is not None:
-                scaling = closest_scaling(task, predict(member, rows[0]), rows[1])
+                scaling = closest_scaling(task, outputs_of(member, rows[0]), rows[1])
             for own, by in ((kind, None), (SCALED[kind], scaling)):
                 made = thresholds.given(kind, member, Prediction.of(task, outputs, by), by)
                 found.setdefault(own, []).append(made)
@@ -285,7 +284,7 @@ class _Thresholds:
             return made.with_thresholds(self.direct, self.labels)
         if self.rows is None:
             return made
-        p = Prediction.of(self.task, predict(member, self.rows[0]), scaling).values.values
+        p = Prediction.of(self.task, outputs_of(member, self.rows[0]), scaling).values.values
         return made.with_thresholds(p, np.asarray(self.rows[1], np.float64))
 
 

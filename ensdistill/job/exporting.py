@@ -19,7 +19,7 @@ from ensdistill.job.contents import report_of
 from ensdistill.job.evaluate import latency
 from ensdistill.job.exports import FOLDER, figures_file, fingerprint_of
 from ensdistill.job.model_card import model_card
-from ensdistill.job.predictions import Prediction, predict
+from ensdistill.job.predictions import Prediction
 from ensdistill.job.run_folder import RunFolder, Unit
 from ensdistill.job.scaling import calibration_rows
 from ensdistill.job.serving import command_for, student_folder
@@ -29,6 +29,7 @@ from ensdistill.report.regression_metrics import Forecasts
 from ensdistill.student.serving import Student
 from ensdistill.teachers import Ensemble
 from ensdistill.teachers.fitting.scaling import closest_scaling
+from ensdistill.teachers.predict import outputs_of
 
 Format = Literal["onnx", "torch", "safetensors"]
 FILES = {"onnx": "student.onnx", "torch": "student.pt2", "safetensors": "student"}
@@ -172,7 +173,7 @@ def _calibration(run: RunFolder, seed: int, student: Student) -> dict[str, Any]:
             stacklevel=3,
         )
         return {}
-    outputs = predict(student.member, rows[0])
+    outputs = outputs_of(student.member, rows[0])
     scaling = closest_scaling(student.task, outputs, rows[1])
     if student.task == "regression":
         return {"variance_factor": scaling.variance_factor, "noise": scaling.noise}

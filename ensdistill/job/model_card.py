@@ -5,23 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 import ensdistill
 from ensdistill.job.config import Config
 from ensdistill.report.measures import METRICS as METRICS_OF
 from ensdistill.student.serving import Student
+from ensdistill.student.serving.card import NOUNS, front_matter, listed, program, samples_of, task_tag
 
 if TYPE_CHECKING:
     from ensdistill.job.exporting import ExportResult, Wish
 
-TASKS = {
-    "table": "tabular-classification",
-    "array": "tabular-classification",
-    "images": "image-classification",
-}
-TASKS |= {"text": "text-classification"}
-NOUNS = {"classification": "Classes", "multilabel": "Labels", "regression": "Numbers"}
 OUTPUTS = {
     "classification": 'label, probabilities = session.run(["label", "probabilities"], feed)',
     "multilabel": 'labels, probabilities = session.run(["labels", "probabilities"], feed)',
@@ -36,7 +28,6 @@ METRICS: dict[str, tuple[tuple[str, str, int, str], ...]] = {
     "multilabel": (("map", "mAP", 100, " %"), ("bce", "BCE", 1, "")),
     "regression": (("rmse", "RMSE, sd", 1, ""),),
 }
-FEW = 12  # classes or columns that are listed
 
 
 def model_card(
@@ -73,9 +64,7 @@ def model_card(
 
 
 def _front(student: Student, result: ExportResult, wish: Wish) -> str:
-    task = TASKS.get(student.samples["kind"], "other")
-    if student.task == "regression":
-        task = "tabular-regression" if task == "tabular-classification" else "other"
+    task = task_tag(student)
     exported = result.variants[1]
     metrics = [{"type": name, "value": round(value, 6)} for name, value in exported.figures.items()]
     data = {"name": str(student.about.get("run")), "type": "private"}
@@ -91,7 +80,7 @@ def _front(student: Student, result: ExportResult, wish: Wish) -> str:
             }
         ],
     }
-    return f"---\n{yaml.safe_dump(about, sort_keys=False, allow_unicode=True)}---"
+    return front_matter(about)
 
 
 def _about(student: Student, config: Config, wish: Wish) -> str:
@@ -102,41 +91,19 @@ def _about(student: Student, config: Config, wish: Wish) -> str:
         "",
         f"- Data: {type(config.data).__name__}, {rows.get('labelled')} labelled rows, {rows.get('pool')} "
         f"without a label, {rows.get('test')} for testing",
-        f"- Samples: {_samples(student)}",
-        f"- {NOUNS[student.task]} ({len(student.classes)}): {_listed(student.classes)}",
-        f"- Ensemble ({len(members)} members): {_listed(members)}",
+        f"- Samples: {samples_of(student)}",
+        f"- {NOUNS[student.task]} ({len(student.classes)}): {listed(student.classes)}",
+        f"- Ensemble ({len(members)} members): {listed(members)}",
         f"- Parameters: {student.parameters:,}",
         f"- Licence: {wish.license or 'unknown; that of the data decides'}",
     ]
     return "\n".join(lines)
 
 
-def _samples(student: Student) -> str:
-    form = student.samples
-    if form["kind"] == "table":
-        columns = [f"{name} ({kind})" for name, kind in form["columns"].items()]
-        return f"rows of a table with the columns {_listed(columns)}"
-    shape = f" {form['dtype']} {form['shape']}" if "shape" in form else ""
-    return f"{form['kind']}{shape}"
-
-
-def _listed(names: Any) -> str:
-    names = list(map(str, names))
-    return ", ".join(names[:FEW]) + f" and {len(names) - FEW} more" * (len(names) > FEW)
-
-
 def _use(student: Student, path: Path, wish: Wish) -> str:
-    new = {"table": "frame", "images": "images", "text": "texts"}.get(student.samples["kind"], "array")
     trust = ', trusted=["torch.export.load"]' if wish.to == "torch" else ""
-    own = [
-        "from ensdistill import load_student",
-        "",
-        f'student = load_student("{path.name}"{trust})',
-        f"labels, probabilities = student.predict({new}), student.predict_proba({new})",
-    ]
-    if student.task == "regression":
-        own[-1] = f"numbers = student.predict({new})  # [N, {len(student.classes)}]"
-    text = f"```python\n{chr(10).join(own)}\n```"
+    loading = f'from ensdistill import load_student\n\nstudent = load_student("{path.name}"{trust})'
+    text = program(student, loading)
     if wish.to != "onnx":
         return text
     feeds = {"table": _COLUMNS, "array": ["feed = {'inputs': array}"], "images": _IMAGES, "text": _TEXTS}
@@ -149,8 +116,8 @@ def _use(student: Student, path: Path, wish: Wish) -> str:
         ),
         OUTPUTS[student.task],
     ]
-    program = f"With onnxruntime alone:\n\n```python\n{chr(10).join(alone)}\n```"
-    return "\n\n".join([program, *_label_note(student), "Or:", text])
+    without = f"With onnxruntime alone:\n\n```python\n{chr(10).join(alone)}\n```"
+    return "\n\n".join([without, *_label_note(student), "Or:", text])
 
 
 def _label_note(student: Student) -> list[str]:

@@ -11,6 +11,7 @@ import yaml
 from ensdistill.common.as_settings import group_settings
 from ensdistill.common.files import write_bytes
 from ensdistill.data import Split
+from ensdistill.data.tasks import has_gaps
 from ensdistill.job.config import TeachersConfig
 from ensdistill.teachers.auto import MINUTES, Plan, auto_plan, facts_of
 
@@ -38,20 +39,16 @@ def plan_of(settings: TeachersConfig, split: Split, file: Path) -> Plan:
     ValueError
         Samples of another kind, a budget that is too small for one member, or a file that is no plan.
     """
-    if split.task != "classification":
-        raise ValueError(
-            f"teachers.members: expected a list of members for the task {split.task}; got auto, which "
-            "chooses classifiers: `ensdistill init` writes a list for these data"
-        )
     minutes, folds = settings.minutes or MINUTES, settings.folds
     samples, classes = split.labelled.inputs, len(split.classes)
+    kind: dict[str, Any] = {"task": split.task, "gaps": has_gaps(split.labelled.labels)}
     if file.is_file():
         kept = _read(file)
-        facts = facts_of(samples, classes)
+        facts = facts_of(samples, classes, **kind)
         if (kept.facts, kept.minutes, kept.folds) == (facts, float(minutes), folds):
             return kept
     try:
-        return auto_plan(samples, classes, minutes=minutes, folds=folds)
+        return auto_plan(samples, classes, minutes=minutes, folds=folds, **kind)
     except ValueError as error:
         text = str(error)
         where = "" if text.startswith("teachers") else "teachers."

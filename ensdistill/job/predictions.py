@@ -13,7 +13,6 @@ from safetensors.numpy import load_file
 from scipy.special import expit
 
 from ensdistill.common.tasks import Task, task_of
-from ensdistill.data.samples import as_samples, in_memory, positions, stream, whole
 from ensdistill.report.multilabel_metrics import LabelProbabilities, tuned_thresholds
 from ensdistill.report.regression_metrics import Forecasts
 from ensdistill.report.results import Predicted
@@ -23,23 +22,10 @@ from ensdistill.teachers.fitting.calibration import probabilities as probabiliti
 from ensdistill.teachers.fitting.multilabel import mixture_of_labels
 from ensdistill.teachers.fitting.scaling import Scaling
 from ensdistill.teachers.members import Member, Moments
-from ensdistill.teachers.members.moments import moments_of
-from ensdistill.teachers.predict import over_parts, predicted, rows_for
+from ensdistill.teachers.members.moments import as_arrays, of_arrays
+from ensdistill.teachers.predict import over_parts, predicted
 
 INTERVAL = 0.9  # the probability of the ensemble's intervals
-
-
-def predict(member: Member, samples: Any) -> Any:
-    """A member's logits [N, C], or the Moments [N, D] of a regressor, for samples of any kind; lazy ones are
-    read batch by batch."""
-    samples = as_samples(samples)
-    parts = [whole(samples)] if in_memory(samples) else stream(samples, positions(len(samples), 1024))
-    if task_of(member) == "regression":
-        found = [moments_of(member, rows_for(member, part)) for part in parts]
-        mean = np.concatenate([one.mean for one in found])
-        variances = [one.variance for one in found if one.variance is not None]
-        return Moments(mean, np.concatenate(variances) if variances else None)
-    return np.concatenate([member.predict_logits(rows_for(member, part)) for part in parts])
 
 
 def served(member: Member) -> Any:
@@ -135,18 +121,11 @@ class HeldOut:
     def read(cls, file: Path) -> HeldOut:
         """From the file that the stage ``teachers`` wrote."""
         stored = load_file(file)
-        labels = stored["labels"]
-        if "mean" in stored:
-            return cls(Moments(stored["mean"], stored.get("variance")), labels)
-        return cls(stored["logits"], labels)
+        return cls(of_arrays(stored), stored["labels"])
 
     def arrays(self) -> dict[str, np.ndarray]:
         """As the file holds them."""
-        if isinstance(self.predictions, Moments):
-            mean, variance = self.predictions
-            parts = {"mean": mean} if variance is None else {"mean": mean, "variance": variance}
-            return parts | {"labels": self.labels}
-        return {"logits": self.predictions, "labels": self.labels}
+        return as_arrays(self.predictions) | {"labels": self.labels}
 
     @property
     def judged(self) -> np.ndarray:
@@ -158,8 +137,7 @@ class HeldOut:
     def of_members(self, chosen: np.ndarray) -> Any:
         """The predictions of some members, by a mask [K]."""
         if isinstance(self.predictions, Moments):
-            mean, variance = self.predictions
-            return Moments(mean[chosen], None if variance is None else variance[chosen])
+            return self.predictions.take(chosen)
         return self.predictions[chosen]
 
 

@@ -12,12 +12,13 @@ from safetensors.numpy import load_file
 
 from ensdistill.cache import TargetCache
 from ensdistill.common.random import random_generator
-from ensdistill.job.config import Config
 from ensdistill.job.prepared import prepare_student
 from ensdistill.job.run_folder import RunFolder, Unit
 from ensdistill.student.preflight import HeldOut, Preflight, Spread, mean_spread, preflight
+from ensdistill.student.units import Units
 from ensdistill.teachers import Ensemble
 from ensdistill.teachers.choices import HELD_OUT
+from ensdistill.teachers.members.moments import Moments, of_arrays
 
 ROWS = 4096  # of each origin, by which the members' spread is measured
 PREPARED = 2000  # rows that a preprocess is fitted to where only the student's size is needed
@@ -30,24 +31,13 @@ def run_preflight(run: RunFolder) -> Preflight:
     Raises
     ------
     ValueError
-        No seed has a finished cache, a member has no held-out predictions, or the task is another than
-        classification.
+        No seed has a finished cache, or a member has no held-out predictions.
     """
-    check_forecast(run.config)
     seeds = [s for s in range(run.config.seeds) if run.is_finished(Unit("cache", s))]
     if not seeds:
         raise ValueError(f"run: {run.path} has no finished cache; `ensdistill cache build` makes it")
     held_out = [_held_out(run, seed) for seed in seeds]
     return preflight(held_out, _spreads(run, seeds), _counts(run, seeds[0]), _sizes(run, seeds[0], held_out))
-
-
-def check_forecast(config: Config) -> None:
-    """ValueError where the task is none for which a forecast was learned."""
-    if (task := config.split(0).task) != "classification":
-        raise ValueError(
-            f"data: expected the task classification, of which the forecast was learned; got {task}, whose "
-            "gains the report of `ensdistill run` has"
-        )
 
 
 def _counts(run: RunFolder, seed: int) -> dict[str, int]:
@@ -89,9 +79,14 @@ def _held_out(run: RunFolder, seed: int) -> HeldOut:
     for name in run.config.distill.students:
         file = _direct_file(run, seed, name)
         if file is not None:
-            direct[name] = load_file(file)["logits"]
+            direct[name] = of_arrays(load_file(file))
     best = run.record(unit)["best_member"]
-    return HeldOut(ensemble, best, stored["logits"], stored["labels"], direct)
+    return HeldOut(ensemble, best, of_arrays(stored), stored["labels"], direct)
+
+
+def _scale(run: RunFolder, seed: int) -> np.ndarray:
+    """The deviations of the labelled rows' numbers."""
+    return Units.of_labels(run.config.split(seed).labelled.labels).scale
 
 
 def _direct_file(run: RunFolder, seed: int, name: str) -> Path | None:
@@ -115,6 +110,10 @@ def _spreads(run: RunFolder, seeds: list[int]) -> dict[str, Spread]:
                 continue
             random = random_generator("preflight", seed, name)
             chosen = np.sort(random.choice(uids, min(count, ROWS), replace=False))
-            spread = Spread.of(cache.gather_logits(chosen), cache.weights, count)
+            if cache.task == "regression":
+                moments, scale = Moments(*cache.gather_moments(chosen)), _scale(run, seed)
+                spread = Spread.of_moments(moments, cache.weights, count, scale)
+            else:
+                spread = Spread.of(cache.gather_logits(chosen), cache.weights, count, cache.task)
             found.setdefault(name, []).append(spread)
     return {name: mean_spread(parts) for name, parts in found.items()}

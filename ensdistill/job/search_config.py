@@ -13,6 +13,7 @@ from ensdistill.common.optimizers import StudentOptimization
 from ensdistill.common.random import derive_seed
 from ensdistill.data import Rows, Split
 from ensdistill.data.copies import draw_stratified, equal_inputs, merged
+from ensdistill.data.tasks import strata_of
 from ensdistill.data.transfer import TransferSet
 from ensdistill.job.rows_config import StudentRows
 from ensdistill.loss.settings import LossSettings, check_trained
@@ -132,9 +133,20 @@ def held_back(split: Split, seed: int) -> tuple[Split, Rows | None]:
         return split, None
     alike = merged(equal_inputs(rows.inputs)[0], rows.groups)
     drawn, rest = draw_stratified(
-        np.arange(len(rows)), rows.labels, alike, count, derive_seed("validation of a search", seed)
+        np.arange(len(rows)),
+        strata_of(rows.labels),
+        alike,
+        count,
+        derive_seed("validation of a search", seed),
     )
     return replace(split, labelled=rows.take(np.sort(rest))), rows.take(np.sort(drawn))
+
+
+def predictions(ensemble: Any, samples: Any) -> Any:
+    """The ensemble's probabilities [V, C], or Moments [V, D], of the rows that judge."""
+    if ensemble.task == "regression":
+        return ensemble.predict_distribution(samples)
+    return np.asarray(ensemble.predict_proba(samples), np.float64)
 
 
 def too_few(split: Split, validation: Rows | None, transfer: TransferSet) -> str:
@@ -159,6 +171,7 @@ def found_student(section: Mapping[str, Any]) -> dict[str, Any]:
         if "direct" in section:
             found["direct"] = StudentOptimization(**section["direct"])
         found["ema"] = section.get("ema")
+        found["variance"] = section.get("variance", False)
     if "rows" in section:
         found["rows"] = StudentRows(**section["rows"])
     if "loss" in section:

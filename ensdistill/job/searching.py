@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors.numpy import load_file
 
 from ensdistill.cache.errors import CacheError
@@ -20,11 +19,12 @@ from ensdistill.common.progress import UnitProgress
 from ensdistill.job.config import Config
 from ensdistill.job.rows_config import StudentRows
 from ensdistill.job.run_folder import RunFolder, Unit
-from ensdistill.job.search_config import too_few
+from ensdistill.job.search_config import predictions, too_few
 from ensdistill.job.student_rows import choices, student_rows
 from ensdistill.student.search import OtherSearch, Point, SearchResult, search_student
 from ensdistill.student.search.journal import ABOUT, optuna_of
 from ensdistill.teachers import Ensemble
+from ensdistill.teachers.members.moments import as_arrays, of_arrays
 
 JOURNAL, TARGETS, VALIDATION = "journal", "targets", "validation.safetensors"
 TRIES = 50  # to remove a journal, a tenth of a second apart
@@ -36,18 +36,17 @@ def search(run: RunFolder, unit: Unit, folder: Path, report: UnitProgress) -> di
     The journal in ``folder/journal`` outlives a kill. One of another cache or other settings is begun anew:
     the stage's digest has found it out of date. Other processes join by :func:`assist`.
     """
-    validation, probabilities = run.config.validation(unit.seed), None
+    validation, asked = run.config.validation(unit.seed), None
     if validation is not None:
         ensemble = Ensemble.load(run.of(Unit("teachers", unit.seed)) / "ensemble", run.trusted)
-        asked = ensemble.for_uids(validation.uids)
-        probabilities = np.asarray(asked.predict_proba(validation.inputs), np.float64)
-        write_arrays(folder / VALIDATION, {"ensemble": probabilities})
+        asked = predictions(ensemble.for_uids(validation.uids), validation.inputs)
+        write_arrays(folder / VALIDATION, as_arrays(asked))
     progress = partial(report, "search")
     try:
-        found = _search(run, unit, probabilities, progress)
+        found = _search(run, unit, asked, progress)
     except OtherSearch:
         _remove(folder / JOURNAL)
-        found = _search(run, unit, probabilities, progress)
+        found = _search(run, unit, asked, progress)
     found = _with_rows(found, choices(run, unit.seed))
     found.save(folder / "result.json")
     (folder / "student.yaml").write_text(found.yaml(unit.student), encoding="utf-8")
@@ -73,18 +72,16 @@ def assist(run: RunFolder, unit: Unit) -> None:
     folder = run.of(unit)
     while not run.is_finished(unit):
         if (folder / JOURNAL / ABOUT).exists():
-            file, probabilities = folder / VALIDATION, None
+            file, asked = folder / VALIDATION, None
             if run.config.validation(unit.seed) is not None and file.exists():
-                probabilities = load_file(file)["ensemble"]
+                asked = of_arrays(load_file(file))
             with suppress(OtherSearch, CacheError):  # of an earlier search, which its own process replaces
-                _search(run, unit, probabilities, None, write=False)
+                _search(run, unit, asked, None, write=False)
                 return
         time.sleep(0.2)
 
 
-def _search(
-    run: RunFolder, unit: Unit, probabilities: np.ndarray | None, progress: Any, write: bool = True
-) -> SearchResult:
+def _search(run: RunFolder, unit: Unit, asked: Any, progress: Any, write: bool = True) -> SearchResult:
     config, seed, folder = run.config, unit.seed, run.of(unit)
     student = config.distill.students[unit.student]
     mixtures = {
@@ -95,7 +92,7 @@ def _search(
         *mixtures.pop("given"),
         mixtures=mixtures,
         validation=config.validation(seed),
-        ensemble=probabilities,
+        ensemble=asked,
         augment=config.cache.augment,
         settings=student.search_settings(minutes_of_each(config), config.trials),
         folder=folder / JOURNAL,

@@ -150,7 +150,8 @@ class StudentConfig(SearchedStudent):
         object.__setattr__(self, "optimization", as_student(self.optimization))
         if self.direct is not None:
             object.__setattr__(self, "direct", as_student(self.direct))
-        if self.check_search({"model": self.model, "estimator": self.estimator, "rows": self.rows}):
+        found = {"model": self.model, "estimator": self.estimator, "rows": self.rows}
+        if self.check_search({**found, "variance": self.variance or None}):
             return
         if (self.model is None) == (self.estimator is None):
             got = "neither" if self.model is None else "both"

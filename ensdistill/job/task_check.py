@@ -29,18 +29,6 @@ def check_task(config: Config) -> None:
                 student.tree_student(student.loss or config.distill.loss, task)
             except ValueError as error:
                 raise ValueError(f"distill.students.{name}.{error}") from error
-    if task == "classification":
-        return
-    for name in config.searched:
-        raise ValueError(
-            f"distill.students.{name}: expected a model or an estimator for the task {task}; got keep or "
-            "max_*, whose search is for the task classification: name a model"
-        )
-    if config.teachers.is_auto:
-        raise ValueError(
-            f"teachers.members: expected a list of members for the task {task}; got auto, whose members are "
-            "of the task classification: `ensdistill init` writes a list for these data"
-        )
     if task == "regression":
         _check_regression(config)
 

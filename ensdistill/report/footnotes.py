@@ -86,9 +86,10 @@ def _auto(report: dict[str, Any]) -> list[str]:
         for one in members
         if "held_out_nll" in one
     )
+    found = f" {out_of_fold(report['task'])}: {scores}." if scores else ""  # regressors have an RMSE
     lines = [
         f"teachers: auto chose {len(members)} members for {auto['minutes']:g} minutes of one core (estimated "
-        f"{auto['seconds']:.0f} s). {out_of_fold(report['task'])}: {scores}."
+        f"{auto['seconds']:.0f} s).{found}"
     ]
     reasons = "; ".join(f"{name} ({why})" for name, why in auto["left_out"].items())
     return [*lines, f"Not trained: {reasons}."] if reasons else lines

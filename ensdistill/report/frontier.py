@@ -6,20 +6,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ensdistill.common.tasks import Task
 from ensdistill.report.drawing import COLOURS, INK, OTHER, styled
 from ensdistill.report.measures import MEASURES, Metric
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-GOALS = ("nll", "accuracy")  # of a search for a classifier
 MARKERS = ("o", "s")
 
 
+def goals_of(task: Task) -> list[Metric]:
+    """The metrics whose kept shares a search goes by: the deciding ones of its task, likelihood first."""
+    return list(reversed(MEASURES[task].deciding))
+
+
 def goals(found: Mapping[str, Any]) -> list[Metric]:
-    """The metrics whose kept shares the search goes by: the deciding ones of its task, likelihood first."""
-    deciding = MEASURES[found.get("task", "classification")].deciding
-    return [m for m in reversed(deciding) if all(m.name in one["kept"] for one in found["points"])]
+    """Those of a search's result."""
+    return goals_of(found.get("task", "classification"))
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
@@ -56,7 +60,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         for role in ("student", "direct")
     )
     starred = any(one["kept"][m.name]["basis"] == "ensemble" for one in found["points"] for m in metrics)
-    note = "* by the ensemble's own probabilities, because the labels are too few. " if starred else ""
+    own = MEASURES[found.get("task", "classification")].predictions
+    note = f"* by the ensemble's own {own}, because the labels are too few. " if starred else ""
     return [
         f"On {found['rows']} validation rows, {found['labelled']} of them with a label:",
         *(line.rstrip() for line in text),

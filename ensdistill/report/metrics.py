@@ -10,6 +10,7 @@ belong to a set of rows.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -43,10 +44,8 @@ def check(probabilities: np.ndarray, labels: np.ndarray, name: str = "probabilit
         A shape, a value, the sum of a row or a label is wrong, or there are no rows; the message names the
         first bad row.
     """
-    for label, value, dtype in ((name, probabilities, np.float64), ("labels", labels, np.int64)):
-        if not isinstance(value, np.ndarray) or value.dtype != dtype:
-            got = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
-            raise TypeError(f"{label}: expected a {np.dtype(dtype)} array; got {got}")
+    check_dtype(name, probabilities, np.float64)
+    check_dtype("labels", labels, np.int64)
     if probabilities.ndim != 2 or not probabilities.size:
         raise ValueError(f"{name}: expected [N, C] with N and C at least 1; got {list(probabilities.shape)}")
     n, c = probabilities.shape
@@ -56,15 +55,7 @@ def check(probabilities: np.ndarray, labels: np.ndarray, name: str = "probabilit
     if outside.any():
         row = int(outside.argmax())
         raise ValueError(f"labels: expected class indices in [0, {c}); row {row} has {labels[row]}")
-    wrong = ~((probabilities >= 0) & (probabilities <= 1 + SUM_TOLERANCE)).all(
-        axis=1
-    )  # the negation catches NaN
-    if wrong.any():
-        row = int(wrong.argmax())
-        raise ValueError(
-            f"{name}: expected values in [0, 1]; row {row} has {probabilities[row].min()} to "
-            f"{probabilities[row].max()}"
-        )
+    check_unit(name, probabilities, 1 + SUM_TOLERANCE)
     sums = probabilities.sum(axis=1)
     off = np.abs(sums - 1) > SUM_TOLERANCE
     if off.any():
@@ -73,6 +64,22 @@ def check(probabilities: np.ndarray, labels: np.ndarray, name: str = "probabilit
             f"{name}: expected rows that sum to 1 within {SUM_TOLERANCE}; row {row} sums to {sums[row]} "
             "(logits?)"
         )
+
+
+def check_dtype(name: str, value: Any, dtype: type) -> None:
+    """Raise TypeError for anything but an array of this dtype."""
+    if not isinstance(value, np.ndarray) or value.dtype != dtype:
+        got = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
+        raise TypeError(f"{name}: expected a {np.dtype(dtype)} array; got {got}")
+
+
+def check_unit(name: str, values: np.ndarray, most: float = 1.0, hint: str = "") -> None:
+    """Raise ValueError for the first row [N, C] with a value outside of [0, ``most``], or NaN."""
+    wrong = ~((values >= 0) & (values <= most)).all(axis=1)  # the negation catches NaN
+    if wrong.any():
+        row = int(wrong.argmax())
+        least, largest = values[row].min(), values[row].max()
+        raise ValueError(f"{name}: expected values in [0, 1]; row {row} has {least} to {largest}{hint}")
 
 
 def correct_rows(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -13,7 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from ensdistill.data.tasks import UNKNOWN
-from ensdistill.report.metrics import BINS, PROBABILITY_FLOOR, Reliability, binned, mean_of
+from ensdistill.report.metrics import (
+    BINS,
+    PROBABILITY_FLOOR,
+    Reliability,
+    binned,
+    check_dtype,
+    check_unit,
+    mean_of,
+)
 
 THRESHOLD = 0.5
 Resampler = Callable[[np.ndarray], np.ndarray]  # from row weights [R, N] to values [R]
@@ -61,10 +69,8 @@ def check(prediction: LabelProbabilities, labels: np.ndarray, name: str = "proba
         A shape or a value is wrong; the message names the first bad row.
     """
     p, thresholds = prediction.values, prediction.thresholds
-    for label, value, dtype in ((name, p, np.float64), ("labels", labels, np.int8)):
-        if not isinstance(value, np.ndarray) or value.dtype != dtype:
-            got = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
-            raise TypeError(f"{label}: expected a {np.dtype(dtype)} array; got {got}")
+    check_dtype(name, p, np.float64)
+    check_dtype("labels", labels, np.int8)
     if p.ndim != 2 or not p.size:
         raise ValueError(f"{name}: expected [N, C] with N and C at least 1; got {list(p.shape)}")
     if labels.shape != p.shape:
@@ -76,12 +82,7 @@ def check(prediction: LabelProbabilities, labels: np.ndarray, name: str = "proba
         if wrong.any():
             row = int(wrong.any(1).argmax())
             raise ValueError(f"labels: expected {expected}; row {row} has {labels[row][wrong[row]][0]}")
-    bad = ~((p >= 0) & (p <= 1)).all(1)  # the negation catches NaN
-    if bad.any():
-        row = int(bad.argmax())
-        raise ValueError(
-            f"{name}: expected values in [0, 1]; row {row} has {p[row].min()} to {p[row].max()} (log-odds?)"
-        )
+    check_unit(name, p, hint=" (log-odds?)")
     if thresholds is not None and (thresholds.shape != p.shape[1:] or not np.isfinite(thresholds).all()):
         raise ValueError(
             f"thresholds of {name}: expected {p.shape[1]} finite numbers, one for each label; got "
@@ -183,32 +184,54 @@ def mean_average_precision(
 
 
 def map_resampler(prediction: LabelProbabilities, labels: np.ndarray) -> Resampler:
-    """:func:`mean_average_precision` for many sets of row weights; prepared once, since it sorts the rows.
+    """:func:`mean_average_precision` for many sets of row weights; prepared once, since it sorts the rows."""
+    check(prediction, labels)
+    columns = _columns(labels, prediction.values)
+    return _map_of([(p[known], (y[known] == 1) * 1.0, np.flatnonzero(known)) for known, y, p in columns])
+
+
+def expected_map_resampler(prediction: LabelProbabilities, shares: np.ndarray) -> Resampler:
+    """mAP for many sets of row weights, where a label applies with the probability in ``shares`` [N, C]: each
+    row counts as positive with this weight, and as negative with the rest.
+
+    Examples
+    --------
+    >>> p = LabelProbabilities(np.array([[0.9], [0.8], [0.3]]))
+    >>> values = expected_map_resampler(p, np.array([[0.0], [1.0], [0.0]]))
+    >>> values(np.ones((1, 3))).tolist()
+    [0.5]
+    """
+    rows = np.arange(len(shares))
+    columns = zip(prediction.values.T, np.asarray(shares, np.float64).T, strict=True)
+    return _map_of([(p, share, rows) for p, share in columns])
+
+
+def _map_of(columns: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Resampler:
+    """mAP from scores, shares of positives and rows of each label.
 
     Only the scores of positive rows are steps of the recall. So rows are summed up between these, and a set
     of weights costs one pass over the rows of a label.
     """
     from scipy.sparse import csr_matrix
 
-    check(prediction, labels)
     sums: list[csr_matrix] = []
-    for known, y, p in _columns(labels, prediction.values):
-        rows = np.flatnonzero(known)
-        positive = y[rows] == 1
+    for scores, share, rows in columns:
+        positive = share > 0
         if not positive.any():
             continue
-        steps = np.unique(-p[rows][positive])
-        at = np.searchsorted(steps, -p[rows])  # the first step that includes the row
+        steps = np.unique(-scores[positive])
+        at = np.searchsorted(steps, -scores)  # the first step that includes the row
         used = at < len(steps)
         row_of = np.r_[at[used], len(steps) + at[positive]]
-        entries = (np.ones(len(row_of), np.float32), (row_of, np.r_[rows[used], rows[positive]]))
-        sums.append(csr_matrix(entries, shape=(2 * len(steps), len(labels))))
+        counts = np.r_[np.ones(used.sum()), share[positive]].astype(np.float32)
+        entries = (counts, (row_of, np.r_[rows[used], rows[positive]]))
+        sums.append(csr_matrix(entries, shape=(2 * len(steps), 1 + int(rows.max()))))
 
     def values(weights: np.ndarray) -> np.ndarray:
         columns = np.ascontiguousarray(weights.T, np.float32)  # counts are exact in it, at half the traffic
         total, count = np.zeros(columns.shape[1]), np.zeros(columns.shape[1])
         for matrix in sums:
-            found = matrix @ columns
+            found = matrix @ columns[: matrix.shape[1]]
             steps = len(found) // 2
             gained = found[steps:]
             right, everything = gained.cumsum(0), found[:steps].cumsum(0)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ensdistill.report.metrics import mean_of
+from ensdistill.report.metrics import check_dtype, mean_of
 
 INTERVAL = 0.9  # the probability that a row's label lies in its interval
 LEAST_VARIANCE = 1e-12  # of the labels' variance: a smaller one is taken to be this
@@ -78,9 +78,7 @@ def check(prediction: Forecasts, labels: np.ndarray, name: str = "predictions") 
         arrays[f"lower ends of {name}"], arrays[f"upper ends of {name}"] = prediction.interval
     shape = np.shape(prediction.mean)
     for label, value in arrays.items():
-        if not isinstance(value, np.ndarray) or value.dtype != np.float64:
-            got = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
-            raise TypeError(f"{label}: expected a float64 array; got {got}")
+        check_dtype(label, value, np.float64)
         if value.ndim != 2 or not value.size or value.shape != shape:
             expected = "[N, D] with N and D at least 1" if label.startswith("mean") else f"{list(shape)}"
             raise ValueError(f"{label}: expected {expected}; got {list(value.shape)}")

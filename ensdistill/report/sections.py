@@ -166,6 +166,8 @@ def forecast(report: dict[str, Any]) -> Iterator[Section]:
         return
     rows = []
     for metric, lead in found["over_best_member"].items():
+        if metric not in report["over_best_member"]:  # forecasts without a variance have no NLL
+            continue
         before = {"mean": lead["mean"], "ci95": [lead["low"], lead["high"]]}
         came = gain_cell(metric, report["over_best_member"][metric])
         label = f"ensemble over best member, {METRIC_LABELS[metric]}"
@@ -178,8 +180,10 @@ def forecast(report: dict[str, Any]) -> Iterator[Section]:
         rows.append((f"kept in NLL, {name}", shown, "-" if retained is None else kept_cell(retained)))
     yield Section(
         "Forecast and outcome",
-        "The forecast uses no student and no test row: the ensemble's lead on held-out labelled rows, and "
-        f"the share of its gain over direct to be kept ({found['source']}). The outcome is on the test rows.",
+        "The forecast uses no student and no test row: the ensemble's lead on held-out labelled rows"
+        + (", and the share of its gain over direct to be kept" if found["expected"] else "")
+        + (f" ({found['source']})" if found["source"] else "")
+        + ". The outcome is on the test rows.",
         ("", "forecast", "outcome"),
         rows,
     )

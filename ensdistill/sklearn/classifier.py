@@ -8,11 +8,11 @@ import numpy as np
 from sklearn.base import ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from ensdistill.job.predictions import predict
 from ensdistill.sklearn.base import Distilled
 from ensdistill.sklearn.inputs import check_predict
 from ensdistill.sklearn.teachers import takes_several
 from ensdistill.student.serving.base import sigmoid
+from ensdistill.teachers.predict import outputs_of
 
 
 class DistilledClassifier(ClassifierMixin, Distilled):
@@ -54,8 +54,8 @@ class DistilledClassifier(ClassifierMixin, Distilled):
         :mod:`ensdistill.student.automatic`.
     keep : float, optional
         In place of a student: a search finds the smallest one that keeps this share, such as 0.95, of the
-        ensemble's gain over *direct*, in NLL and in accuracy, on rows that neither teachers nor students
-        learn from. See :func:`ensdistill.student.search.search_student`.
+        ensemble's gain over *direct*, in NLL and in accuracy (of several labels in BCE and in mAP), on rows
+        that neither teachers nor students learn from. See :func:`ensdistill.student.search.search_student`.
     max_latency, max_bytes, max_parameters : optional
         The student's largest time of one row (``"50us"``), size (``"200kB"``) and number of parameters;
         without ``keep`` the search finds the student within them that keeps the most.
@@ -150,7 +150,7 @@ class DistilledClassifier(ClassifierMixin, Distilled):
     def _logits(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
         samples = check_predict(self, X, self._form, self._takes_gaps())
-        logits: np.ndarray = predict(self.student_.member, samples)
+        logits: np.ndarray = outputs_of(self.student_.member, samples)
         return logits
 
     def __sklearn_tags__(self) -> Any:

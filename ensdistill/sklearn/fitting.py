@@ -20,7 +20,7 @@ from ensdistill.common.optimization import Optimization
 from ensdistill.data import Split
 from ensdistill.data.preprocess import power_scaler
 from ensdistill.data.samples import form
-from ensdistill.data.tasks import UNKNOWN
+from ensdistill.data.tasks import has_gaps
 from ensdistill.data.transfer import TransferSet
 from ensdistill.job.defaults import Defaults, defaults
 from ensdistill.job.kinds_of_labels import Labels
@@ -107,12 +107,6 @@ def settings_of(estimator: Any, split: Split) -> Settings:
     )
     if isinstance(student, Estimator):
         student.check(loss, split.labelled.weights is not None, split.task)
-    search = search_of(estimator)
-    if search is not None and split.task != "classification":
-        raise ValueError(
-            f"{search.goal}: expected None for the task {split.task}, because the search is for the task "
-            "classification: name a student"
-        )
     if split.task == "regression":
         RegressionSettings.of(loss)
     return Settings(
@@ -126,7 +120,7 @@ def settings_of(estimator: Any, split: Split) -> Settings:
         preprocess=preprocess,
         n_jobs=estimator.n_jobs,
         progress=estimator.verbose > 1,
-        search=search,
+        search=search_of(estimator),
     )
 
 
@@ -270,8 +264,7 @@ def _transfer(synthetic: Any, default: Defaults | None, split: Split) -> Transfe
 
 def _defaults(split: Split) -> Defaults | None:
     """The defaults for the samples, None where there are none; arrays may have gaps, which are filled."""
-    gaps = split.task == "multilabel" and bool((split.labelled.labels == UNKNOWN).any())
-    labels = Labels(split.task, len(split.classes), gaps)
+    labels = Labels(split.task, len(split.classes), has_gaps(split.labelled.labels))
     try:
         found = defaults(split.labelled.inputs, len(split.labelled), len(split.pool), labels)
     except TypeError:

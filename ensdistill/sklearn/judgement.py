@@ -13,7 +13,7 @@ from rich.console import Console
 from ensdistill.data.copies import count_copies
 from ensdistill.data.samples import subset
 from ensdistill.job.evaluate import NOT_MEASURED, environment
-from ensdistill.job.predictions import HeldOut, Prediction, fields_of, of_ensemble, others_of, predict
+from ensdistill.job.predictions import HeldOut, Prediction, fields_of, of_ensemble, others_of
 from ensdistill.job.scaling import ROWS
 from ensdistill.report.cells import gain_cell, gains_over, kept_cell, metric_cell
 from ensdistill.report.judge import judge
@@ -25,6 +25,7 @@ from ensdistill.sklearn.students import Baseline, Lesson, Student
 from ensdistill.sklearn.teachers import Taught
 from ensdistill.teachers.fitting.scaling import Scaling, closest_scaling
 from ensdistill.teachers.members import Member
+from ensdistill.teachers.predict import outputs_of
 
 SHOWN = ("ensemble", "best_member", "direct", "distilled_from_best_member", "student")
 
@@ -115,7 +116,7 @@ def report_of(
     for kind, one in trained.items():
         if one is None:
             continue
-        outputs = predict(one.member, test)
+        outputs = outputs_of(one.member, test)
         note = recipe if kind == "direct" else ""
         given = fields_of([Prediction.of(task, outputs)])
         models[kind] = ModelResult(kind, **given, note=note, **own)
@@ -197,7 +198,7 @@ def _scaling(member: Member, lesson: Lesson) -> Scaling:
     chosen = np.arange(labelled, labelled + pool if pool else len(lesson.rows))[:ROWS]
     if not len(chosen):
         return Scaling()
-    outputs = predict(member, subset(lesson.rows.inputs, chosen))
+    outputs = outputs_of(member, subset(lesson.rows.inputs, chosen))
     return closest_scaling(lesson.split.task, outputs, lesson.targets(chosen))
 
 

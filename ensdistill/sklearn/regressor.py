@@ -8,10 +8,10 @@ import numpy as np
 from sklearn.base import RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 
-from ensdistill.job.predictions import predict
 from ensdistill.sklearn.base import Distilled
 from ensdistill.sklearn.inputs import check_predict
 from ensdistill.teachers.members import Moments
+from ensdistill.teachers.predict import outputs_of
 
 
 class DistilledRegressor(RegressorMixin, Distilled):
@@ -19,8 +19,8 @@ class DistilledRegressor(RegressorMixin, Distilled):
 
     The parameters are those of :class:`ensdistill.sklearn.DistilledClassifier`, with regressors in the place
     of classifiers. A network learns the ensemble's mean on standardised numbers; a ``StudentConfig`` with
-    ``variance`` learns its variance, too. ``temperature``, and the searches by ``keep`` and ``max_*``, are
-    for classes alone.
+    ``variance`` learns its variance, too. ``keep`` is a share of the gain in NLL and in RMSE. ``temperature``
+    is for classes alone.
 
     Attributes
     ----------
@@ -58,5 +58,5 @@ class DistilledRegressor(RegressorMixin, Distilled):
         predicts means alone."""
         check_is_fitted(self)
         samples = check_predict(self, X, self._form, self._takes_gaps())
-        found: Moments = predict(self.student_.member, samples)
+        found: Moments = outputs_of(self.student_.member, samples)
         return found

@@ -1,23 +1,20 @@
-"""The search for the student of a classifier, where it has a goal (``keep``, ``max_*``) in place of one."""
+"""The search for the student of an estimator, where it has a goal (``keep``, ``max_*``) in place of one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from ensdistill.cache import TargetCache
 from ensdistill.data import Rows, Split
 from ensdistill.data.transfer import TransferSet
-from ensdistill.job.search_config import found_student, held_back, too_few
+from ensdistill.job.search_config import found_student, held_back, predictions, too_few
 from ensdistill.job.student_config import StudentConfig
 from ensdistill.loss.settings import LossSettings
 from ensdistill.sklearn.students import Estimator, Network, Student
 from ensdistill.student.search import SearchResult, SearchSettings, search_student
 from ensdistill.student.search.families import import_family
 from ensdistill.student.search.journal import optuna_of
-from ensdistill.teachers import Ensemble
 
 GOALS = ("keep", "max_latency", "max_bytes", "max_parameters")
 FOUND = ("optimization", "temperature", "alpha", "loss")
@@ -53,10 +50,10 @@ class Search:
         return next(name for name in GOALS if getattr(self.settings, name) is not None)
 
     def run(
-        self, rows: Rows, cache: TargetCache, validation: Rows | None, ensemble: Ensemble, seed: int
+        self, rows: Rows, cache: TargetCache, validation: Rows | None, ensemble: Any, seed: int
     ) -> tuple[SearchResult, Student, LossSettings]:
         """The result, the chosen student (or the nearest), and its loss."""
-        asked = None if validation is None else np.asarray(ensemble.predict_proba(validation.inputs))
+        asked = None if validation is None else predictions(ensemble, validation.inputs)
         found = search_student(
             rows, cache, validation=validation, ensemble=asked, settings=self.settings, seed=seed
         )
@@ -70,7 +67,7 @@ class Search:
 
 
 def search_of(estimator: Any) -> Search | None:
-    """The search that a classifier's parameters define, checked; None where they name no goal.
+    """The search that an estimator's parameters define, checked; None where they name no goal.
 
     Raises
     ------

@@ -19,6 +19,7 @@ from ensdistill.common.random import derive_seed
 from ensdistill.common.tasks import Task
 from ensdistill.data import Rows, Split
 from ensdistill.data.copies import stratified_folds
+from ensdistill.data.tasks import has_gaps
 from ensdistill.job.config import TeachersConfig
 from ensdistill.job.predictions import HeldOut
 from ensdistill.job.stages import best_member, held_out_losses
@@ -87,12 +88,11 @@ def train_teachers(
     progress : bool
     """
     folds = _folds(split.labelled, len(split.classes), seed)
-    classes = split.task == "classification"
-    planned = isinstance(teachers, str) and classes and _is_numbers(split)
+    planned = isinstance(teachers, str) and _is_numbers(split)
     if minutes is not None and not planned:
         raise ValueError(
-            "teacher_minutes: expected None, because only teachers='auto' of a table or an array [N, F], for "
-            f"classes, has a budget; got {minutes!r}"
+            "teacher_minutes: expected None, because only teachers='auto' of a table or an array [N, F] has "
+            f"a budget; got {minutes!r}"
         )
     if isinstance(teachers, str):
         if teachers != "auto" or default is None:
@@ -109,12 +109,11 @@ def train_teachers(
     ]
     if folds < 2:
         return _without_folds(recipes, split, seed, progress)
-    chosen = planned or (not classes and isinstance(teachers, str) and bool(default and default.select))
-    more: dict[str, Any] = {"select": chosen, "progress": progress or None}
+    more: dict[str, Any] = {"select": planned, "progress": progress or None}
     ensemble, held_out = train_ensemble(
         recipes, split.labelled, split.classes, folds=folds, seed=seed, **more
     )
-    if chosen:
+    if planned:
         own = HeldOut(held_out, split.labelled.labels).of_members(ensemble.weights > 0)
         held_out, ensemble = own, ensemble.weighted()
     losses = held_out_losses(ensemble, held_out, split.labelled.labels)
@@ -123,9 +122,12 @@ def train_teachers(
 
 
 def _planned(split: Split, minutes: float, folds: int) -> Sequence[Recipe]:
-    """The recipes of ``teachers="auto"``; its errors name the classifier's parameter."""
+    """The recipes of ``teachers="auto"``; its errors name the estimator's parameter."""
+    rows = split.labelled
+    kind: dict[str, Any] = {"task": split.task, "gaps": has_gaps(rows.labels)}
     try:
-        return auto_plan(split.labelled.inputs, len(split.classes), minutes=minutes, folds=folds).recipes
+        plan = auto_plan(rows.inputs, len(split.classes), minutes=minutes, folds=folds, **kind)
+        return plan.recipes
     except (TypeError, ValueError) as error:
         if str(error).startswith("minutes:"):
             raise type(error)(f"teacher_{error}") from None

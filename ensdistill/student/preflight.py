@@ -10,13 +10,21 @@ from typing import Any
 
 import numpy as np
 
+from ensdistill.common.tasks import Task, task_of
+from ensdistill.report.frontier import goals_of
+from ensdistill.student.quality import Quality, by_labels
 from ensdistill.student.retention import Expectation, Features, RetentionRule, rule
-from ensdistill.teachers import Ensemble
+from ensdistill.student.units import Units
+from ensdistill.teachers.fitting.gaussian import mixture_moments
+from ensdistill.teachers.fitting.multilabel import decompose_labels
+from ensdistill.teachers.fitting.scaling import scaling_by_labels
 from ensdistill.teachers.fitting.uncertainty import decompose
+from ensdistill.teachers.members.moments import Moments
 
 QUANTILE = 1.96  # of the normal distribution, for 95 % intervals
 NARROW = 0.5  # a share of the members' disagreement on held-out rows, below which rows show little of it
 ROUNDING = 1e-6
+LEAST = 1e-300  # of a probability, before its logarithm is taken
 LABELLED, POOL, HELD_OUT = "labelled", "pool", "labelled, held out"
 LARGER = 10  # rows of a pool for each labelled row, for the forecast of a job that has fewer
 WORTH = 0.05  # the least difference of a share that is advice
@@ -48,23 +56,26 @@ class Lead:
 
         Seeds share rows, so more of them make the interval no narrower than that of one seed.
         """
-        mean = float(np.mean([d.mean() for d in differences]))
         errors = [d.std(ddof=1) / math.sqrt(len(d)) if len(d) > 1 else math.inf for d in differences]
+        return cls.from_errors([float(d.mean()) for d in differences], errors)
+
+    @classmethod
+    def from_errors(cls, means: Sequence[float], errors: Sequence[float]) -> Lead:
+        """The lead over seeds, from the difference and its standard error of each."""
+        mean = float(np.mean(means))
         half = QUANTILE * math.sqrt(float(np.mean(np.square(errors))))
         return cls(mean, mean - half, mean + half)
 
 
-@dataclass(frozen=True)
-class Leads:
-    """The ensemble's lead over another model: in accuracy (a share) and in NLL (nats)."""
-
-    accuracy: Lead
-    nll: Lead
+class Leads(dict[str, Lead]):
+    """The ensemble's lead over another model by the names of the task's goals: ``accuracy`` (a share) and
+    ``nll`` (nats), of several labels ``map`` and ``bce``, of numbers ``rmse`` (in deviations of the labels)
+    and ``nll``."""
 
     @property
     def certain(self) -> bool:
         """Whether one of the two is certain."""
-        return self.accuracy.certain or self.nll.certain
+        return any(lead.certain for lead in self.values())
 
 
 @dataclass(frozen=True)
@@ -76,12 +87,15 @@ class Spread:
     rows : int
         In the transfer set.
     entropy : float
-        Of the mixture, in nats.
+        Of the mixture, in nats; of several labels the sum of theirs. Of numbers the mixture's variance, in
+        squared deviations of the labels, the mean over the numbers.
     epistemic : float
         Mutual information of the label and the member, in nats; see
-        :func:`ensdistill.teachers.fitting.uncertainty.decompose`.
+        :func:`ensdistill.teachers.fitting.uncertainty.decompose`. Of numbers the variance between the
+        members' means, in the same unit.
     disagreement : float
-        The probability that two different members name different classes.
+        The probability that two different members name different classes, or differ on a label. Of numbers
+        the mean distance of a member from the mixture's mean, in deviations of the labels.
     """
 
     rows: int
@@ -90,10 +104,21 @@ class Spread:
     disagreement: float
 
     @classmethod
-    def of(cls, logits: np.ndarray, weights: np.ndarray, rows: int) -> Spread:
-        """From members' logits [K, M, C] for some of ``rows`` rows."""
-        found = decompose(logits, weights)
+    def of(cls, logits: np.ndarray, weights: np.ndarray, rows: int, task: Task = "classification") -> Spread:
+        """From members' logits, or log-odds, [K, M, C] for some of ``rows`` rows."""
+        found = (decompose_labels if task == "multilabel" else decompose)(logits, weights)
         parts = (found.total, found.epistemic, found.disagreement)
+        return cls(rows, *(float(np.mean(part)) for part in parts))
+
+    @classmethod
+    def of_moments(cls, moments: Moments, weights: np.ndarray, rows: int, scale: np.ndarray) -> Spread:
+        """From members' calibrated means and variances [K, M, D]; ``scale`` [D] are the labels'
+        deviations."""
+        share = weights / weights.sum()
+        middle, within, between = mixture_moments(*moments, share)
+        distance = np.einsum("k,knd->nd", share, np.abs(moments.mean - middle)) / scale
+        unit = np.square(scale)
+        parts = ((within + between) / unit, between / unit, distance)
         return cls(rows, *(float(np.mean(part)) for part in parts))
 
 
@@ -103,18 +128,68 @@ class HeldOut:
 
     Parameters
     ----------
-    logits : ndarray [K, N, C]
-        Of the members, not calibrated.
-    labels : ndarray [N], int64
-    direct : dict of str to ndarray [N, C]
-        Calibrated logits of each student's architecture, trained on labels.
+    predictions : ndarray [K, N, C], or Moments [K, N, D]
+        Logits, or means and variances, of the members, not calibrated.
+    labels : ndarray
+        In a form of :mod:`ensdistill.data.tasks`.
+    direct : dict of str to ndarray [N, C], or Moments [N, D]
+        Calibrated predictions of each student's architecture, trained on labels.
     """
 
-    ensemble: Ensemble
+    ensemble: Any
     best_member: str
-    logits: np.ndarray
+    predictions: Any
     labels: np.ndarray
-    direct: Mapping[str, np.ndarray] = field(default_factory=dict)
+    direct: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def task(self) -> Task:
+        return task_of(self.ensemble)
+
+    @property
+    def values(self) -> np.ndarray:
+        """The members' logits or means, [K, N, C]."""
+        found: Any = self.predictions.mean if isinstance(self.predictions, Moments) else self.predictions
+        return np.asarray(found)
+
+    @property
+    def scale(self) -> np.ndarray:
+        """The deviations of a regression's labels, [D]."""
+        return Units.of_labels(self.labels).scale
+
+    def mixture(self) -> Any:
+        """The ensemble's calibrated log-probabilities [N, C], log-odds, or Moments [N, D]."""
+        if self.task == "regression":
+            return self._with_variance(self.ensemble.combine(self.predictions))
+        p = self.ensemble.combine(self.ensemble.apply_temperatures(self.predictions))
+        logs = np.log(np.maximum(p, LEAST))
+        return logs if self.task == "classification" else logs - np.log(np.maximum(1 - p, LEAST))
+
+    def member(self, index: int) -> Any:
+        """The same of one calibrated member, alone."""
+        if self.task != "regression":
+            tempered = self.ensemble.apply_temperatures(self.predictions)[index]
+            return tempered * self.ensemble.temperature
+        own = self.predictions.take(index)
+        return scaling_by_labels("regression", own, self.labels).moments(own)
+
+    def _with_variance(self, moments: Moments) -> Moments:
+        """One member alone, which gives no variance, has a noise that is fitted to these rows."""
+        if moments.variance is not None:
+            return moments
+        return scaling_by_labels("regression", moments, self.labels).moments(moments)
+
+    def quality(self, outputs: Any) -> Quality:
+        """Of calibrated predictions [N, C], by the labels."""
+        return by_labels(self.task, outputs, self.labels)
+
+    def spread(self) -> Spread:
+        """How much the calibrated members differ on these rows."""
+        weights, rows = self.ensemble.weights, len(self.labels)
+        if self.task == "regression":
+            calibrated = self.ensemble.calibrated(self.predictions)
+            return Spread.of_moments(calibrated, weights, rows, self.scale)
+        return Spread.of(self.ensemble.apply_temperatures(self.predictions), weights, rows, self.task)
 
 
 @dataclass(frozen=True)
@@ -135,7 +210,8 @@ class Preflight:
     features : dict of str to Features
         By student, from which the share is predicted.
     source : str
-        Where these shares come from, in words.
+        Where these shares come from, in words; the reason where there are none.
+    task : {"classification", "multilabel", "regression"}
     """
 
     best_member: str
@@ -146,6 +222,7 @@ class Preflight:
     expected: Mapping[str, Expectation] = field(default_factory=dict)
     features: Mapping[str, Features] = field(default_factory=dict)
     source: str = ""
+    task: Task = "classification"
 
 
 def preflight(
@@ -178,21 +255,27 @@ def preflight(
     ValueError
         A member has no held-out predictions.
     """
-    if any(np.isnan(one.logits).any() for one in held_out):
-        names = [n for n, z in zip(held_out[0].ensemble.names, held_out[0].logits, strict=True)
+    if any(np.isnan(one.values).any() for one in held_out):
+        names = [n for n, z in zip(held_out[0].ensemble.names, held_out[0].values, strict=True)
                  if np.isnan(z).any()]  # fmt: skip
         raise ValueError(
             f"members: {', '.join(names) or 'some'} have no held-out predictions for the labelled rows, on "
             "which the lead is measured; add held_out: true to members that did not learn from these rows"
         )
-    spreads = {**origins, HELD_OUT: _held_out_spread(held_out)}
-    best = [_member(one, one.ensemble.names.index(one.best_member)) for one in held_out]
-    over_best = _leads(held_out, best)
-    names = list(held_out[0].direct)
-    over_direct = {name: _leads(held_out, [_log_softmax(one.direct[name]) for one in held_out])
-                   for name in names}  # fmt: skip
+    spreads = {**origins, HELD_OUT: mean_spread([one.spread() for one in held_out])}
+    best = [one.member(one.ensemble.names.index(one.best_member)) for one in held_out]
+    mixtures = [one.quality(one.mixture()) for one in held_out]
+    over_best = _leads(held_out, mixtures, best)
+    over_direct = {
+        name: _leads(held_out, mixtures, [one.direct[name] for one in held_out])
+        for name in held_out[0].direct
+    }
     found = list(dict.fromkeys(one.best_member for one in held_out))
     by, rows = learned or rule(), counts or {name: spread.rows for name, spread in origins.items()}
+    if (task := held_out[0].task) != "classification":
+        source = f"no rule for the task {task} yet: the one that there is was learned from classification"
+        made = Preflight(" or ".join(found), over_best, over_direct, spreads, (), source=source, task=task)
+        return replace(made, advice=tuple(_advice(made)))
     known = _features(held_out, over_best, spreads, rows)
     features = {name: replace(known, size=size) for name, size in (sizes or {}).items()}
     expected = {name: by.expect(one) for name, one in features.items()}
@@ -204,7 +287,7 @@ def preflight(
 def _features(
     held_out: Sequence[HeldOut], over_best: Leads, spreads: Mapping[str, Spread], counts: Mapping[str, int]
 ) -> Features:
-    labelled, classes = held_out[0].logits.shape[1:]
+    labelled, classes = held_out[0].values.shape[1:]
     unlike = [1 / float(np.sum(np.square(one.ensemble.weights))) for one in held_out]
     pool = counts.get(POOL, 0)
     synthetic = sum(count for name, count in counts.items() if name not in (LABELLED, POOL))
@@ -217,7 +300,7 @@ def _features(
         rows_per_class=labelled / classes,
         pool=pool / labelled,
         synthetic=synthetic / labelled,
-        lead=over_best.nll.errors,
+        lead=over_best["nll"].errors,
         epistemic=_mean(asked, "epistemic") / there.epistemic if asked and there.epistemic > 0 else None,
         entropy=entropy,
     )
@@ -253,8 +336,9 @@ def _advice(found: Preflight) -> list[str]:
         more = (
             "more rows, or broader ones" if len(asked) > 1 else "a pool of unlabelled rows, or synthetic rows"
         )
+        unit = "squared deviations" if found.task == "regression" else "nats"
         advice.append(
-            f"On the transfer set members differ by {mean:.3f} nats, on held-out rows by {there:.3f}: the "
+            f"On the transfer set members differ by {mean:.3f} {unit}, on held-out rows by {there:.3f}: the "
             f"student is asked too little where they differ. Add {more}."
         )
     return advice
@@ -281,34 +365,19 @@ def _pool_advice(
         return []
     return [
         f"A pool of {rows:,} unlabelled rows would be worth about {more:.0%} of the gain: "
-        f"{100 * more * max(lead.accuracy.mean, 0.0):.1f} points of accuracy and "
-        f"{more * max(lead.nll.mean, 0.0):.3f} nats, by the same rule."
+        f"{100 * more * max(lead['accuracy'].mean, 0.0):.1f} points of accuracy and "
+        f"{more * max(lead['nll'].mean, 0.0):.3f} nats, by the same rule."
     ]
 
 
-def _leads(held_out: Sequence[HeldOut], others: Sequence[np.ndarray]) -> Leads:
-    accuracy, nll = [], []
-    for one, other in zip(held_out, others, strict=True):
-        mixture = np.log(
-            np.maximum(one.ensemble.combine(one.ensemble.apply_temperatures(one.logits)), 1e-300)
-        )
-        place = np.arange(len(one.labels)), one.labels
-        accuracy.append((mixture.argmax(1) == one.labels) * 1.0 - (other.argmax(1) == one.labels))
-        nll.append(mixture[place] - other[place])
-    return Leads(Lead.of(accuracy), Lead.of(nll))
-
-
-def _member(one: HeldOut, index: int) -> np.ndarray:
-    """Log-probabilities [N, C] of one calibrated member, alone."""
-    return _log_softmax(one.ensemble.apply_temperatures(one.logits)[index] * one.ensemble.temperature)
-
-
-def _held_out_spread(held_out: Sequence[HeldOut]) -> Spread:
-    parts = [
-        Spread.of(one.ensemble.apply_temperatures(one.logits), one.ensemble.weights, len(one.labels))
-        for one in held_out
-    ]
-    return mean_spread(parts)
+def _leads(held_out: Sequence[HeldOut], mixtures: Sequence[Quality], others: Sequence[Any]) -> Leads:
+    compared = [one.quality(other) for one, other in zip(held_out, others, strict=True)]
+    pairs, found = list(zip(mixtures, compared, strict=True)), Leads()
+    for place, metric in reversed(list(enumerate(goals_of(held_out[0].task)))):
+        means = [float((own.values - other.values)[place]) for own, other in pairs]
+        errors = [own.error_over(other, place) for own, other in pairs]
+        found[metric.name] = Lead.from_errors(means, errors)
+    return found
 
 
 def mean_spread(parts: Sequence[Spread]) -> Spread:
@@ -316,9 +385,3 @@ def mean_spread(parts: Sequence[Spread]) -> Spread:
     means = (float(np.mean([getattr(part, name) for part in parts]))
              for name in ("entropy", "epistemic", "disagreement"))  # fmt: skip
     return Spread(round(float(np.mean([part.rows for part in parts]))), *means)
-
-
-def _log_softmax(logits: np.ndarray) -> Any:
-    z = np.asarray(logits, np.float64)
-    shifted = z - z.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))

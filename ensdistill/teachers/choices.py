@@ -15,7 +15,7 @@ from ensdistill.teachers.fitting.calibration import log_mixture, negative_log_li
 from ensdistill.teachers.fitting.gaussian import gaussian_nll
 from ensdistill.teachers.fitting.multilabel import fitted_rows
 from ensdistill.teachers.fitting.scaling import Scaling, scaling_by_labels
-from ensdistill.teachers.members.moments import Moments
+from ensdistill.teachers.members.moments import Moments, as_arrays
 
 FILE = "choice.json"
 HELD_OUT = "held_out.safetensors"  # calibrated predictions of the best choice
@@ -117,9 +117,8 @@ class Choices:
 def calibrated(outputs: Any, scaling: Scaling) -> dict[str, np.ndarray]:
     """Calibrated predictions as arrays of a file: ``logits``, or ``mean`` and ``variance``."""
     if isinstance(outputs, Moments):
-        mean, variance = scaling.moments(outputs)
-        return {"mean": mean} if variance is None else {"mean": mean, "variance": variance}
-    return {"logits": scaling.logits(outputs).astype(np.float32)}
+        return as_arrays(scaling.moments(outputs))
+    return as_arrays(scaling.logits(outputs).astype(np.float32))
 
 
 def plain_scaling(scaling: Scaling) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from torch import Tensor
 from ensdistill.common.errors import is_out_of_memory
 from ensdistill.common.tasks import task_of
 from ensdistill.data import BadRows
+from ensdistill.data.samples import as_samples, in_memory, stream, whole
+from ensdistill.data.samples import positions as among
 from ensdistill.teachers.members import Member, TorchMember
 from ensdistill.teachers.members.base import Logits, arranged, positions
 from ensdistill.teachers.members.inputs import advice, as_batch, count, lazy, read
@@ -47,6 +49,19 @@ def over_parts(inputs: Any, predict: Callable[[Any], Logits], axis: int = 0) -> 
             ) from error
     joined: Any = torch.cat(found, axis) if isinstance(found[0], Tensor) else np.concatenate(found, axis)
     return joined
+
+
+def outputs_of(member: Member, samples: Any) -> Any:
+    """A member's logits [N, C], or the Moments [N, D] of a regressor, for samples of any kind; lazy ones are
+    read batch by batch."""
+    samples = as_samples(samples)
+    parts = [whole(samples)] if in_memory(samples) else stream(samples, among(len(samples), READ))
+    if task_of(member) == "regression":
+        found = [moments_of(member, rows_for(member, part)) for part in parts]
+        mean = np.concatenate([one.mean for one in found])
+        variances = [one.variance for one in found if one.variance is not None]
+        return Moments(mean, np.concatenate(variances) if variances else None)
+    return np.concatenate([member.predict_logits(rows_for(member, part)) for part in parts])
 
 
 def device_of(members: Sequence[Member]) -> torch.device:

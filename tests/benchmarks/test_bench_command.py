@@ -7,6 +7,7 @@ import shutil
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -53,12 +54,30 @@ def eager(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def result_file(small_caches, tmp_path_factory):
-    out = tmp_path_factory.mktemp("bench") / "r.json"
+def resumed(small_caches, tmp_path_factory):
+    """A run that is interrupted in its third case, and resumed."""
+    out, original = tmp_path_factory.mktemp("bench") / "r.json", running.run_case
+    found = SimpleNamespace(file=out, cases=[])
+
+    def interrupted(case, *rest):
+        found.cases.append(case.label)
+        if len(found.cases) == 3:
+            raise KeyboardInterrupt
+        return original(case, *rest)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(race, "contenders", without_compile)
-        running.run(CASES, Cpu(), out, rounds=2, seconds=0.0)
-    return out
+        patch.setattr(running, "run_case", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            running.run(CASES, Cpu(), out, rounds=2, seconds=0.0)
+        found.before = result.check_result(json.loads(out.read_text()))
+        found.after = running.run(CASES, Cpu(), out, rounds=2, seconds=0.0, resume=True)
+    return found
+
+
+@pytest.fixture(scope="module")
+def result_file(resumed):
+    return resumed.file
 
 
 @pytest.fixture
@@ -107,30 +126,18 @@ def test_the_command(tmp_path, capsys):
     assert "left" in screen.err
 
 
-def test_each_shape_is_written_when_it_is_measured(eager, tmp_path, monkeypatch):
-    out, original, seen = tmp_path / "r.json", running.run_case, []
-
-    def interrupted(case, *rest):
-        seen.append(case.label)
-        if len(seen) == 3:
-            raise KeyboardInterrupt
-        return original(case, *rest)
-
-    monkeypatch.setattr(running, "run_case", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        running.run(CASES, Cpu(), out, rounds=2, seconds=0.0)
-    before = result.check_result(json.loads(out.read_text()))
+def test_each_shape_is_written_when_it_is_measured(resumed, eager):
+    before, after = resumed.before, resumed.after
     assert not before["complete"]
-    assert before["finished"] == [case.label for case in CASES[:2]] == seen[:2]
-    after = running.run(CASES, Cpu(), out, rounds=2, seconds=0.0, resume=True)
-    assert seen[3:] == [case.label for case in CASES[2:]]  # finished cases aren't measured again
+    assert before["finished"] == [case.label for case in CASES[:2]] == resumed.cases[:2]
+    assert resumed.cases[3:] == [case.label for case in CASES[2:]]  # finished cases aren't measured again
     assert after["complete"]
     assert after["rows"][: len(before["rows"])] == before["rows"]
-    assert after == result.check_result(json.loads(out.read_text()))
+    assert after == result.check_result(json.loads(resumed.file.read_text()))
     with pytest.raises(
         ValueError, match=r"can't be resumed: its settings.rounds is 2, now it is 3; run without --resume"
     ):
-        running.run(CASES, Cpu(), out, rounds=3, seconds=0.0, resume=True)
+        running.run(CASES, Cpu(), resumed.file, rounds=3, seconds=0.0, resume=True)
 
 
 def test_ctrl_c_names_the_command_that_goes_on(tmp_path, monkeypatch, capsys):

@@ -11,15 +11,17 @@ import pytest
 import torch
 import yaml
 
-from benchmarks.quality import command, jobs, judgement, picture, rule, times
+from benchmarks.quality import command, jobs, judgement, peers, picture, rule, times
 from benchmarks.quality.command import goals_table, main, table
 from benchmarks.quality.peers import PEERS, available
 from benchmarks.quality.sets import SETS, Drawn, content
 from benchmarks.quality.torchdistill_script import WithoutLabels
 from benchmarks.teachers.data import Missing
 from ensdistill.cli.main import main as ensdistill
+from ensdistill.data import Rows, Split
+from ensdistill.data.tasks import task_of_labels
 from ensdistill.job.student_config import StudentConfig
-from ensdistill.models import CNN
+from ensdistill.models import CNN, MLP
 from ensdistill.report.results import KINDS
 from ensdistill.student.retention import NAMES, Features, RetentionRule
 
@@ -240,18 +242,126 @@ def test_splits_have_the_regimes_rows_and_differ_by_seed(name):
         assert not np.array_equal(np.sort(one.test.uids), np.sort(other.test.uids))
 
 
+def of_task(task: str) -> tuple[dict, list]:
+    """Models of labels, or of numbers, whose order is known: the ensemble, another tool, the student, direct."""
+    random, found = np.random.default_rng(0), {}
+    labels = [random.integers(0, 2, (ROWS, 3)).astype(np.int8) for _ in range(1)]
+    if task == "regression":
+        labels = [100.0 + 20 * random.normal(size=(ROWS, 1)) for _ in range(1)]
+    for kind in (*KINDS, "other"):
+        noise = {"ensemble": 0.4, "other": 0.7, judgement.STUDENT: 0.9}.get(kind, 1.5)
+        if task == "multilabel":
+            odds = [(2 * y - 1) / noise + random.normal(size=y.shape) for y in labels]
+            values = [1 / (1 + np.exp(-z)) for z in odds]
+        else:
+            means = [y + 20 * noise * random.normal(size=y.shape) for y in labels]
+            values = [np.concatenate([m, np.full(m.shape, (20 * noise) ** 2)], 1) for m in means]
+        found[kind] = [judgement.as_prediction(task, one) for one in values]
+    return found, labels
+
+
+@pytest.mark.parametrize(
+    ("task", "metrics"), [("multilabel", ["map", "bce"]), ("regression", ["rmse", "nll"])]
+)
+def test_labels_and_numbers_are_judged_by_their_own_metrics(task, metrics, tmp_path):
+    found, labels = of_task(task)
+    if task == "regression":  # a model of means alone has no likelihood
+        bare = [replace(one, variance=None) for one in found["direct"]]
+        found["direct"] = bare
+    judged = judgement.judge_student(found, labels, ["other"], task)
+    assert judgement.metrics_of(judged) == metrics
+    assert list(judged) == ["task", *metrics]
+    for metric in metrics:
+        one = judged[metric]
+        assert one["counts"]
+        assert 0 < one["kept"] < 1
+        assert one["best_alternative"] == "other"
+        assert one["over"] < 0
+        assert one["worse"]
+    if task == "regression":
+        assert "direct" not in judged["nll"]["means"]
+        errors = found["ensemble"][0].mean - labels[0]
+        expected = np.sqrt(np.mean(errors**2)) / labels[0].std()
+        assert judged["rmse"]["means"]["ensemble"] == pytest.approx(expected)
+    students = [ABOUT | {"size": size} | judged for size in ("member", "keep")]
+    goals = judgement.goals([*students, case("keep", 0.97)], ["other"])
+    assert goals[6].found.startswith("0 of 2 cases") or goals[6].found.startswith("1 of 2")
+    result = {"students": students, "settings": {"seeds": SEEDS}, "goals": [asdict(goal) for goal in goals]}
+    assert table(result).row_count == 2
+    picture.draw(result, tmp_path / "picture.png")
+
+
+def test_tools_take_the_sets_of_their_tasks():
+    taken = {name: {one for one in SETS if peer.takes(one)} for name, peer in PEERS.items()}
+    assert taken["plain KD loop"] == set(SETS)
+    assert {"tags", "prices", "delays", "diabetes"} <= taken["LightGBM on labels"]
+    assert "packages" not in taken["LightGBM on labels"]
+
+
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+def test_boosted_trees_and_the_plain_loop_predict_labels_and_numbers(task, monkeypatch):
+    random = np.random.default_rng(0)
+    x = random.normal(size=(400, 3)).astype(np.float32)
+    labels = (x[:, :2] > 0).astype(np.int8) if task == "multilabel" else 50 + 10 * x[:, :1].astype(float)
+    rows = Rows(x, np.arange(400), labels)
+    pool = rows.take(np.arange(100, 200)).without_labels()
+    split = Split(
+        rows.take(np.arange(100)), pool, rows.take(np.arange(200, 400)), tuple("ab"[: labels.shape[1]])
+    )
+    truth = split.test.labels
+    boosted = peers.boosted(None, 0, split, None)
+    soft = np.where(labels == 1, 0.95, 0.05) if task == "multilabel" else labels
+    both = np.concatenate([split.labelled.labels, pool.labels])
+    one = peers.Lesson(lambda: MLP(3, [16], labels.shape[1]), x[:200], both, soft[:200].astype(np.float32),
+                       x[200:], 400, 64)  # fmt: skip
+    monkeypatch.setattr(peers, "lesson", lambda *_: one)
+    monkeypatch.setattr(peers, "RATE", 0.01)
+    for made in (boosted, peers.plain_loop(None, 0, split, None)):
+        peers._check("tool", made, split)
+        if task == "multilabel":
+            assert ((made > 0.5) == truth).mean() > 0.9
+        else:
+            assert np.sqrt(np.mean((made[:, :1] - truth) ** 2)) < 3.5
+            assert 0 < np.sqrt(made[0, 1]) < 8
+    with pytest.raises(RuntimeError, match=r"^tool: expected predictions \["):
+        peers._check("tool", boosted[:, :0], split)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["diabetes", *(pytest.param(name, marks=pytest.mark.slow) for name in ("prices", "tags", "delays"))],
+)
+def test_sets_of_other_tasks_have_labels_in_their_form(name):
+    try:
+        samples, labels, names = content(name)
+    except Missing as error:
+        pytest.skip(str(error))
+    assert task_of_labels(labels) == SETS[name].task
+    assert labels.shape == (len(samples), len(names))
+    size = SETS[name].regimes["quick"]
+    split = Drawn(name, size.labelled, size.pool, size.test, 0).split(0)
+    assert split.task == SETS[name].task
+    assert (len(split.labelled), len(split.pool)) == pytest.approx((size.labelled, size.pool), rel=0.1)
+
+
 @pytest.mark.slow
-def test_a_small_run_goes_on_and_ends_with_a_result(tmp_path):
-    arguments = ["--quick", "--develop", "--sets", "digits", "--seeds", "1", "--work", str(tmp_path / "runs")]
+@pytest.mark.parametrize("name", ["digits", "diabetes", "tags"])
+def test_a_small_run_goes_on_and_ends_with_a_result(name, tmp_path):
+    arguments = ["--quick", "--develop", "--sets", name, "--seeds", "1", "--work", str(tmp_path / "runs")]
     out = tmp_path / "result.json"
+    try:
+        content(name)
+    except Missing as error:
+        pytest.skip(str(error))
     assert main([*arguments, "--out", str(out)], tmp_path) == 0
     first = json.loads(out.read_text())
     assert [one["size"] for one in first["students"]] == ["member", "tenth", "keep"]
-    means = first["students"][0]["nll"]["means"]
-    assert {name for name, peer in PEERS.items() if "image" in peer.kinds} <= set(means)
+    metric = judgement.metrics_of(first["students"][0])[judgement.LIKELIHOOD]
+    means = first["students"][0][metric]["means"]
+    assert {tool for tool, peer in PEERS.items() if peer.takes(name)} <= set(means)
     kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").rglob("judged.json")}
     assert len(kept) == 2
     assert main([*arguments, "--out", str(out)], tmp_path) == 0  # everything is there
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
     again = json.loads(out.read_text())
-    assert [one["nll"] for one in again["students"]] == [one["nll"] for one in first["students"]]
+    assert [one[metric] for one in again["students"]] == [one[metric] for one in first["students"]]

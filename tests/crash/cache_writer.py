@@ -115,7 +115,7 @@ def with_member(folder: Path) -> None:
 
 def trained(folder: Path) -> None:
     write(source := folder.with_name("source"))
-    train(folder, TargetCache.open(source), steps=256, batch=32)
+    train(folder, TargetCache.open(source), steps=128, batch=32)
 
 
 def as_you_go(folder: Path) -> None:

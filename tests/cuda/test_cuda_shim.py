@@ -236,6 +236,22 @@ def test_results_do_not_depend_on_the_order(on_h100: Shim) -> None:
             assert torch.equal(gradient, found[0][1])
 
 
+def test_many_rows_are_summed_by_many_blocks(on_h100: Shim) -> None:
+    """Each block's sum first, then theirs, in a fixed order."""
+    n = 3 * 4096 + 5
+    student, targets = make_logits(n, 3, seed=0), make_logits(1, n, 3, seed=1)
+    found = []
+    for seed in range(2):
+        on_h100.seed(seed)
+        on_h100.launches()
+        found.append(run(student, targets, reduction="sum"))
+        assert [launch.blocks for launch in on_h100.launches() if "sum_of" in launch.kernel] == [4, 1]
+    assert_close(found[0], student, targets, reduction="sum")
+    assert torch.equal(found[0][0], found[1][0])
+    rows, _ = run(student, targets, reduction="none")
+    assert found[0][0].item() == pytest.approx(rows.double().sum().item(), rel=1e-7)
+
+
 @pytest.mark.parametrize("c", [100, 5003])
 def test_offsets_past_32_bits(c: int, on_h100: Shim) -> None:
     """Rows far apart, in memory that is reserved and hardly touched."""

@@ -34,7 +34,7 @@ def job(tmp_path_factory):
     ):
         file = write_job(folder, SEARCHED)
         shown = succeed("tune", file)
-        yield file, shown, succeed("run", file)
+        yield file, shown, succeed("run", file, draws=True)
 
 
 def unit_folder(file: Path) -> Path:

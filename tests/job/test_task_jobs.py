@@ -150,7 +150,8 @@ def test_a_report_shows_rows_unless_it_is_told_not_to(numbers, tmp_path):
     report = json.loads((folder / "report.json").read_text())
     assert {one["sample"] for one in report["students"]["small"]["furthest_rows"]} == {None}
     assert '"fields"' not in (folder / "report.html").read_text()
-    assert report["forecast"]["none"].startswith("data: expected the task classification")
+    assert set(report["forecast"]["over_best_member"]) <= {"rmse", "nll"}
+    assert report["forecast"]["expected"] == {}
 
 
 @pytest.mark.slow
@@ -296,19 +297,23 @@ def test_tags_of_one_column_are_labels(tmp_path):
 @pytest.mark.parametrize(
     ("task", "change", "message"),
     [
-        ("regression", {"teachers__members": "auto"}, "teachers.members: .* task regression; got auto"),
         ("regression", {"teachers__combiner": "logit"}, "teachers.combiner: expected prob for the task"),
         (
             "regression",
             {"distill__loss": {"temperature": 2.0}},
             "distill.loss.temperature: is of probabilities",
         ),
-        ("regression", {SMALL: {"keep": 0.9}}, "distill.students.small: .* for the task regression"),
+        ("regression", {SMALL: {"keep": 0.9}}, "distill.students.small: a search needs 203 rows"),
         pytest.param(
             "regression",
             {"cache__codec": "counts-8", "cache__mixture_at": 1.0},
             "cache.codec: .* for regression",
             marks=pytest.mark.slow,
+        ),
+        (
+            "regression",
+            {SMALL: {"keep": 0.9, "variance": True}},
+            "variance: expected none beside keep or max_",
         ),
         ("multilabel", {f"{SMALL}__variance": True}, "distill.students.small.variance: .* task multilabel"),
         (

@@ -203,6 +203,24 @@ def test_sure_teachers_and_students(c, instruction_set):
     assert_close(run(student, Probs(p), labels, **arguments), student, Probs(p), labels, **arguments)
 
 
+@pytest.mark.parametrize("c", [5, 40])
+@pytest.mark.parametrize("k", [1, 2, 4, 7])
+def test_sure_members_and_the_classes_beside_them(k, c, instruction_set):
+    """The members' odds have a product that no float32 holds, in one class: the others keep their bits."""
+    student, targets = make_logits(3, c, seed=0), make_logits(k, 3, c, seed=1)
+    before = run(student, targets)[1]
+    for sure in (-30.0, -60.0, -1e4, -1e12, -1e30, 60.0, 1e4, 1e12, 1e30):
+        targets[:, 1, 3] = sure
+        (loss, gradient), truth = run(student, targets), closed_forms(student, targets)
+        torch.testing.assert_close(loss.double(), truth.loss, rtol=1e-5, atol=0)
+        assert worst(gradient, truth.gradient) <= 1e-6
+        others = torch.ones(3, c, dtype=torch.bool)
+        others[1, 3] = False
+        assert torch.equal(gradient[others], before[others])
+    targets[:, 1, 3] = torch.linspace(-90.0, 90.0, k + 1)[1:]
+    assert_close(run(student, targets), student, targets)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_classes_ruled_out(dtype, instruction_set):
     student = torch.tensor([[-torch.inf, 0.0, -torch.inf, torch.inf]], dtype=dtype)

@@ -42,6 +42,8 @@ def documented(task: Task) -> dict[str, str]:
     text = re.sub("|".join(names), lambda found: names[found[0]], SCHEMA)
     text = re.sub(r"\{([^{}]*)\{([^{}]*)\}([^{}]*)\}", r"{\1\2\3}", text)
     for line in text.splitlines():
+        if "forecast.none " in line:  # instead of the other entries
+            continue
         of_tasks = re.search(rf"; (({'|'.join(TASKS)}|, )+)", line)
         if of_tasks is not None and task not in of_tasks[1]:
             continue
@@ -92,7 +94,7 @@ def generalised(path: str, key: Any) -> str:
         return "*"
     if path.endswith("strongest"):
         return "<family>"
-    of_metric = r"((?<!<metric>\.)retained_gain|^over_best_member|contribution|gains\.(ensemble|student|student_over\.<alternative>)|strongest\.<family>)$"
+    of_metric = r"((?<!<metric>\.)retained_gain|over_best_member|contribution|gains\.(ensemble|student|student_over\.<alternative>)|strongest\.<family>)$"
     return "<metric>" if re.search(of_metric, path) else str(key)
 
 

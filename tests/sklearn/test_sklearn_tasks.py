@@ -1,6 +1,7 @@
 """The estimators for several labels and for numbers."""
 
 from functools import partial
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,9 @@ from test_sklearn_checks import expected_failures
 from ensdistill import Optimization
 from ensdistill.models import MLP
 from ensdistill.sklearn import DistilledClassifier, DistilledRegressor
+from ensdistill.student.search.latency import Latency
 from ensdistill.teachers import Ensemble
+from ensdistill.teachers.auto.portfolio import PORTFOLIO
 
 GENERATOR = np.random.default_rng(0)
 X = GENERATOR.normal(size=(120, 3))
@@ -108,12 +111,30 @@ def test_a_regressor_has_a_report_and_an_estimator_as_its_student():
     assert model.score(X, PRICE) > 0.6
 
 
+@pytest.mark.slow
+def test_a_regressor_finds_its_members_and_its_student():
+    x = np.random.default_rng(1).normal(size=(1100, 3))
+    y = 5000 + 900 * (np.abs(x[:, 0]) + x[:, 1]) + 300 * np.random.default_rng(2).normal(size=1100)
+    goal = {"keep": 0.5, "max_parameters": 2000, "families": ["mlp"], "trials": 1, "teacher_minutes": 0.02}
+    search = "ensdistill.student.search"
+    with (
+        mock.patch(f"{search}.ordinary.ordinary_steps", return_value=96),
+        mock.patch(f"{search}.ladders.latency_of", return_value=Latency(2e-5, "none")),
+    ):
+        model = regressor("auto", "auto", optimization=None, **goal).fit(x, y)
+    assert model.search_.task == "regression"
+    assert list(model.search_.gain) == ["nll", "rmse"]
+    assert model.student_.member.parameters <= 2000
+    assert model.score(x, y) > 0.7
+    assert set(model.ensemble_.names) <= {entry.name for entry in PORTFOLIO}
+
+
 def test_settings_of_another_task_are_refused():
     ensemble = Ensemble.train(Ridge(), (X, PRICE), members=1, task="regression")
     cases = (
         (
             regressor(keep=0.9, student="auto", optimization=None),
-            "keep: expected None for the task regression",
+            "keep: a search needs 203 rows that judge",
         ),
         (regressor(temperature=2.0), "temperature: is of probabilities"),
         (

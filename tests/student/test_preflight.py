@@ -1,12 +1,17 @@
 """The preflight: leads and spreads of predictions whose figures are known, and the advice on them."""
 
+import io
+
 import numpy as np
 import pytest
+from rich.console import Console
+from sklearn.metrics import average_precision_score
 
 from ensdistill import Ensemble
+from ensdistill.cli.preflight import as_text, summary
 from ensdistill.student.preflight import HELD_OUT, HeldOut, Lead, Spread, preflight
 from ensdistill.student.retention import FILE, NAMES, Features, RetentionRule, rule
-from ensdistill.teachers.members import ArrayMember
+from ensdistill.teachers.members import ArrayMember, Moments
 
 ROWS = 300
 
@@ -55,9 +60,9 @@ def test_leads_are_those_of_the_mixture(labels):
     p = np.mean([np.exp(z.astype(np.float64)) for z in members], axis=0)
     mixture = np.log(p[np.arange(ROWS), labels])
     best = members[0][np.arange(ROWS), labels]
-    assert found.over_best_member.nll.mean == pytest.approx((mixture - best).mean(), abs=1e-5)
-    assert found.over_best_member.accuracy.mean == pytest.approx(0.0)  # each is right on its half
-    assert found.over_direct["small"].nll.mean == pytest.approx((mixture - np.log(0.5)).mean(), abs=1e-5)
+    assert found.over_best_member["nll"].mean == pytest.approx((mixture - best).mean(), abs=1e-5)
+    assert found.over_best_member["accuracy"].mean == pytest.approx(0.0)  # each is right on its half
+    assert found.over_direct["small"]["nll"].mean == pytest.approx((mixture - np.log(0.5)).mean(), abs=1e-5)
     assert found.spreads[HELD_OUT].disagreement == pytest.approx(1.0)
 
 
@@ -152,9 +157,101 @@ def test_a_pool_is_advised_where_the_rule_gives_it_a_worth(labels):
     (line,) = [line for line in found.advice if line.startswith("A pool of 3,000 unlabelled rows")]
     share = 0.1 * np.log1p(10)
     assert (
-        f"about {share:.0%} of the gain: {100 * share * found.over_best_member.accuracy.mean:.1f} points"
+        f"about {share:.0%} of the gain: {100 * share * found.over_best_member['accuracy'].mean:.1f} points"
         in line
     )
     assert found.expected["small"].share == pytest.approx(0.5)
     silent = preflight([one], spread, sizes=sizes, learned=learned(error=0.3, pool=0.1))
     assert not any(line.startswith("A pool") for line in silent.advice)
+
+
+GOALS = {"multilabel": ["map", "bce"], "regression": ["rmse", "nll"]}
+
+
+def of_labels(random):
+    labels = random.integers(0, 2, (ROWS, 3)).astype(np.int8)
+    labels[:20, 1] = -1
+    odds = [(2.0 * labels - 1) * 1.5 + 1.5 * random.normal(size=labels.shape) for _ in range(3)]
+    return labels, np.stack(odds).astype(np.float32), np.zeros(labels.shape, np.float32)
+
+
+def of_numbers(random):
+    truth = random.normal(size=(ROWS, 2)) * [1.0, 50.0] + [3.0, 500.0]
+    labels = truth + 0.2 * random.normal(size=truth.shape) * [1.0, 50.0]
+    means = np.stack([labels + 0.6 * random.normal(size=truth.shape) * [1.0, 50.0] for _ in range(3)])
+    constant = np.broadcast_to(labels.mean(0), labels.shape)
+    return labels, Moments(means, None), Moments(constant, np.broadcast_to(labels.var(0), labels.shape))
+
+
+def judged(task: str) -> tuple[HeldOut, np.ndarray]:
+    labels, members, direct = (of_labels if task == "multilabel" else of_numbers)(np.random.default_rng(0))
+    arrays = members if task == "multilabel" else members.mean
+    ensemble = Ensemble.from_members(
+        list(arrays), task=task, classes=["a", "b", "c"][: labels.shape[1]], **(
+            {"output": "logits"} if task == "multilabel" else {}
+        )
+    )  # fmt: skip
+    ensemble.calibrate(members, labels)
+    return HeldOut(ensemble, ensemble.names[0], members, labels, {"small": direct}), labels
+
+
+@pytest.mark.parametrize("task", GOALS)
+def test_leads_of_labels_and_of_numbers_are_differences_of_the_tasks_goals(task):
+    one, labels = judged(task)
+    found = preflight([one, one], {}, sizes={"small": 0.5})
+    assert list(found.over_best_member) == list(found.over_direct["small"]) == GOALS[task]
+    for leads in (found.over_best_member, found.over_direct["small"]):
+        assert all(lead.certain and lead.low < lead.mean < lead.high for lead in leads.values())
+    assert found.expected == {}
+    assert found.source.startswith(f"no rule for the task {task} yet")
+    first = found.over_direct["small"][GOALS[task][0]]
+    if task == "regression":
+        unit, mean = labels.std(0), one.predictions.mean.mean(0)
+        rmse = [np.sqrt(np.mean(((m - labels) / unit) ** 2)) for m in (mean, labels.mean(0))]
+        assert first.mean == pytest.approx(rmse[1] - rmse[0])
+        draws = np.random.default_rng(1).integers(ROWS, size=(2000, ROWS))
+        squares = [np.square((m - labels) / unit).mean(1) for m in (mean, labels.mean(0))]
+        roots = [np.sqrt(square[draws].mean(1)) for square in squares]
+        assert first.high - first.low == pytest.approx(2 * 1.96 * (roots[1] - roots[0]).std(), rel=0.1)
+        spread = found.spreads[HELD_OUT]
+        between = one.predictions.mean.var(0) / np.square(unit)
+        assert spread.epistemic == pytest.approx(between.mean())
+        assert spread.entropy > spread.epistemic > 0
+    else:
+        p = 1 / (1 + np.exp(-one.mixture()))
+        precisions = []
+        for c in range(3):
+            known = labels[:, c] >= 0
+            precisions.append(average_precision_score(labels[known, c], p[known, c]))
+        shares = [np.mean(labels[labels[:, c] >= 0, c]) for c in range(3)]  # of equal scores
+        assert first.mean == pytest.approx(np.mean(precisions) - np.mean(shares))
+
+
+@pytest.mark.parametrize("task", GOALS)
+def test_equal_members_of_either_task_are_not_to_be_distilled(task):
+    one, _ = judged(task)
+    parts = one.predictions if task == "multilabel" else one.predictions.mean
+    same = np.repeat(parts[:1], 3, axis=0)
+    if task == "multilabel":
+        one.ensemble.temperatures[:] = 1  # those that were fitted to unlike members differ
+    alike = HeldOut(one.ensemble, one.best_member, same if task == "multilabel" else Moments(same, None),
+                    one.labels, {"small": one.member(0)})  # fmt: skip
+    found = preflight([alike], {})
+    assert found.spreads[HELD_OUT].epistemic == pytest.approx(0, abs=1e-9)
+    assert found.over_direct["small"][GOALS[task][0]].mean == pytest.approx(0, abs=1e-9)
+    assert any("better than" in line and "alone" in line for line in found.advice)
+
+
+def test_the_text_has_the_words_of_the_task():
+    found = preflight([judged("regression")[0]], {})
+    console = Console(width=120, file=io.StringIO())
+    console.print(as_text(found))
+    text = console.file.getvalue()
+    for word in ("RMSE", "NLL", "epistemic, sd²", "no rule for the task regression yet"):
+        assert word in text
+    (first, *_) = summary(found)
+    assert " sd, NLL" in first
+    blind = HeldOut(*(getattr(judged("regression")[0], name) for name in ("ensemble", "best_member")),
+                    Moments(np.full((3, ROWS, 2), np.nan), None), np.zeros((ROWS, 2)))  # fmt: skip
+    with pytest.raises(ValueError, match=r"^members: .* have no held-out predictions"):
+        preflight([blind], {})

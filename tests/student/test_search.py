@@ -17,10 +17,12 @@ import yaml
 from search_helpers import Material, Tiny
 
 from ensdistill.data import Rows
+from ensdistill.student.quality import Quality
 from ensdistill.student.search import OtherSearch, SearchSettings, TooFewRows
 from ensdistill.student.search.build import Builder
+from ensdistill.student.search.figures import ensemble_figures, figures_of
 from ensdistill.student.search.journal import JOURNAL, Journal
-from ensdistill.student.search.judging import Kept, ensemble_figures, figures_of, kept
+from ensdistill.student.search.judging import Kept, kept
 from ensdistill.student.search.latency import Latency
 from ensdistill.student.search.rows import Judged, lessons
 from ensdistill.student.search.section import section_of
@@ -225,12 +227,14 @@ def test_a_share_is_that_of_the_labels_where_they_show_a_gain():
     judged = Judged(Rows(rows, np.arange(400), labels), 0.9 * np.eye(3)[labels] + 0.1 / 3)
     ensemble = ensemble_figures(judged)
     unsure, half = figures_of(np.zeros((400, 3)), judged), figures_of(np.zeros((400, 3)), judged)
-    half.nll[:] = (ensemble.nll + unsure.nll) / 2
+    parts = ensemble.by_labels, unsure.by_labels
+    between = Quality(lambda weights: sum(one.statistic(weights) for one in parts) / 2, 400, (None, None))
+    half = replace(half, by_labels=between)
     found = kept(half, unsure, ensemble)
     assert found["nll"].basis == "labels"
     assert found["nll"].share == pytest.approx(0.5)
     assert found["nll"].low == pytest.approx(0.5)
-    assert found["accuracy"].share == pytest.approx(0.0)
+    assert found["accuracy"].share == pytest.approx(0.5)
     assert kept(unsure, ensemble, unsure)["nll"].share is None  # the ensemble is worse than direct
 
 

@@ -12,7 +12,6 @@ from ensdistill import Rows, StudentTrainer
 from ensdistill.loss.regression import RegressionSettings
 from ensdistill.models import MLP
 from ensdistill.student import Validation
-from ensdistill.student.search import search_student
 from tests.student.task_sources import (
     INPUTS,
     MEASURED,
@@ -104,11 +103,6 @@ def test_metrics_and_losses_that_are_not_there():
     source.location = None
     with pytest.raises(ValueError, match=r"cache: expected targets with location and scale"):
         trainer.distill(OF_NUMBERS, MEASURED, source)
-
-
-def test_a_search_takes_classifiers_alone():
-    with pytest.raises(ValueError, match=r"cache: expected one of the task classification.*; got regression"):
-        search_student(MEASURED, numbers_source(), keep=0.9)
 
 
 def test_a_metric_of_variances_needs_them():

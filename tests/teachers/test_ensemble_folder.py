@@ -35,7 +35,7 @@ from torch import nn
 from ensdistill.common.optimization import Optimization
 from ensdistill.data import Rows
 from ensdistill.models import CNN, MLP
-from ensdistill.teachers import Ensemble
+from ensdistill.teachers import Ensemble, planning
 from ensdistill.teachers.stack import Status
 from ensdistill.teachers.training_view import TrainingView
 
@@ -139,24 +139,27 @@ class Stop(Exception):
 
 @pytest.mark.parametrize("way", ["stacked", "one_by_one", "side_by_side"])
 @pytest.mark.parametrize("method", ["bagging", "snapshot"])
-def test_an_interrupted_training_goes_on(digits, tmp_path, way, method):
+def test_an_interrupted_training_goes_on(digits, tmp_path, monkeypatch, way, method):
+    monkeypatch.setattr(
+        planning, "TorchMembers", functools.partial(planning.TorchMembers, checkpoint_every=128)
+    )
     options = {
         "factory": CNN,
         "members": 3,
         "method": method,
         "way": way,
-        "optimization": Optimization(steps=600, batch_size=8),
+        "optimization": Optimization(steps=256, batch_size=8),
     }
 
     def interrupt(status):
-        if status.step >= 448 and (way != "one_by_one" or method == "snapshot" or "cnn-2" in status.names):
+        if status.step >= 192 and (way != "one_by_one" or method == "snapshot" or "cnn-2" in status.names):
             raise Stop
 
     with pytest.raises(Stop):
         train(digits, folder=tmp_path, progress=interrupt, **options)
     seen = []
     resumed = train(digits, folder=tmp_path, progress=seen.append, **options)
-    assert not [s for s in seen if "cnn-1" in s.names and s.step <= 256 and s.steps == 600]
+    assert not [s for s in seen if "cnn-1" in s.names and s.step <= 128 and s.steps == 256]
     whole = train(digits, **options)
     assert resumed.fingerprint()["members"] == whole.fingerprint()["members"]
 

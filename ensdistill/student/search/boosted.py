@@ -6,14 +6,15 @@ from importlib.util import find_spec
 
 from ensdistill.student.search.families import About, Candidate
 
-CLASS = "lightgbm.LGBMClassifier"
+CLASSIFIER, REGRESSOR = "lightgbm.LGBMClassifier", "lightgbm.LGBMRegressor"
 SIZES = {"small": 30, "medium": 100, "large": 300}  # rounds
 QUIET = {"n_jobs": 1, "verbosity": -1}
 SECONDS = 4e-7  # of a fit, for each row, class and round, in one thread
 
 
 class Boosted:
-    """Trees of LightGBM, on arrays and tables; their size is the number of rounds."""
+    """Trees of LightGBM, on arrays and tables; their size is the number of rounds. Each of several labels, or
+    numbers, has trees of its own."""
 
     name = "boosted"
 
@@ -25,12 +26,13 @@ class Boosted:
         return ""
 
     def candidates(self, about: About) -> list[Candidate]:
+        kind = REGRESSOR if about.task == "regression" else CLASSIFIER
         return [
             Candidate(
                 self.name,
                 name,
                 estimator={
-                    "class_path": CLASS,
+                    "class_path": kind,
                     "init_args": {"n_estimators": rounds, "n_jobs": 1, "verbosity": -1},
                 },
                 seconds=SECONDS * about.rows * about.classes * rounds,

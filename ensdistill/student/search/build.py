@@ -28,11 +28,14 @@ class Built:
     ----------
     candidate : Candidate
     model : callable or None
-        The module's factory, completed from the data.
+        The module's factory, completed from the data; of a regression whose ensemble has variances it has
+        outputs for these.
     preprocess : Preprocess, "auto" or None
         Fitted to rows without their labels.
     parameters, bytes : int or None
         Of a network; None of an estimator, whose size its fit decides.
+    means_alone : callable or None
+        The factory without outputs for variances, where ``model`` has them.
     """
 
     candidate: Candidate
@@ -40,15 +43,17 @@ class Built:
     preprocess: Any
     parameters: int | None
     bytes: int | None
+    means_alone: Callable[[], nn.Module] | None = None
 
     def factory(self, values: Mapping[str, Any]) -> Callable[[], nn.Module]:
-        """The factory with a trial's dropout."""
-        assert self.model is not None
+        """The factory with a trial's dropout, and outputs for variances if the trial has them."""
+        model = self.model if values.get("variance", True) else self.means_alone
+        assert model is not None
         dropout = values.get("dropout", 0.0)
-        known = inspect.signature(self.model).parameters
+        known = inspect.signature(model).parameters
         if "dropout" not in known or known["dropout"].default == dropout:
-            return self.model
-        return functools.partial(self.model, **{"dropout": dropout})
+            return model
+        return functools.partial(model, **{"dropout": dropout})
 
     def estimator_of(self, values: Mapping[str, Any]) -> Any:
         """The estimator with a trial's values."""
@@ -115,7 +120,9 @@ class Builder:
         if candidate.model is None:
             return Built(candidate, None, candidate.preprocess, None, None)
         preprocess, example = self._prepared(candidate.preprocess)
-        model = completed(candidate.model, example, classes, preprocess)
+        model, means_alone = completed(candidate.model, example, classes, preprocess), None
+        if self.lessons.variances:
+            means_alone, model = model, completed(candidate.model, example, 2 * classes, preprocess)
         with torch.random.fork_rng([]):
             state = model().state_dict().values()
         numbers = [tensor for tensor in state if isinstance(tensor, torch.Tensor)]
@@ -125,6 +132,7 @@ class Builder:
             preprocess,
             sum(tensor.numel() for tensor in numbers),
             sum(tensor.nbytes for tensor in numbers),
+            means_alone,
         )
 
     def _prepared(self, setting: Any) -> tuple[Preprocess | None, Any]:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ensdistill.report.frontier import GOALS
+from ensdistill.report.frontier import goals_of
 from ensdistill.student.search.journal import Record, best_of
 from ensdistill.student.search.judging import Kept, gain, kept
 from ensdistill.student.search.result import Cost, Point, SearchResult
+from ensdistill.student.search.rows import Judged
 from ensdistill.student.search.section import section_of
 from ensdistill.student.search.space import ROLES
 
@@ -50,20 +51,21 @@ def chosen_of(search: _Search) -> SearchResult:
     if chosen is None:
         nearest = max(allowed or points, key=_merit)
     own = _timed(search, _point(search, direct, direct, records))
-    ratio = {metric: Kept(0.0, None, None, own.kept[metric].basis) for metric in GOALS}
+    ratio = {name: Kept(0.0, None, None, one.basis) for name, one in own.kept.items()}
     return SearchResult(
         tuple(points),
         chosen,
         nearest,
         replace(own, kept=ratio),
-        of.ensemble.means(),
+        of.ensemble.means,
         gain(of.of(direct), of.ensemble),
         settings.keep,
         settings.limits,
         len(judged.rows),
         int(judged.labelled.sum()),
         _cost(search, records),
-        _notes(gain(of.of(direct), of.ensemble), chosen, int(judged.labelled.sum())),
+        _notes(gain(of.of(direct), of.ensemble), chosen, judged),
+        judged.task,
     )
 
 
@@ -104,14 +106,15 @@ def _timed(search: _Search, one: Point) -> Point:
 def _keeps(one: Point, direct: Record, keep: float) -> bool:
     """Whether both shares are at least ``keep``, and no interval lies below it.
 
-    A share by the ensemble's own probabilities is of likeness: a student may be like an ensemble that is no
+    A share by the ensemble's own predictions is of likeness: a student may be like an ensemble that is no
     better than direct. So where rows have labels, its NLL on them must not be above direct's.
     """
-    if "nll" in direct.losses and one.figures["nll"] > direct.losses["nll"]:
+    likelihood = next(iter(one.kept))
+    if likelihood in direct.losses and one.figures[likelihood] > direct.losses[likelihood]:
         return False
     return all(
         share.share is not None and share.share >= keep and (share.high is None or share.high >= keep)
-        for share in (one.kept[metric] for metric in GOALS)
+        for share in one.kept.values()
     )
 
 
@@ -145,13 +148,13 @@ def _cost(search: _Search, records: Sequence[Record]) -> Cost:
 
 
 def _notes(
-    ahead: dict[str, tuple[float, float, float] | None], chosen: Point | None, labelled: int
+    ahead: dict[str, tuple[float, float, float] | None], chosen: Point | None, judged: Judged
 ) -> tuple[str, ...]:
-    notes = []
-    for metric, unit, name in (("nll", 1.0, "NLL"), ("accuracy", 100.0, "accuracy (%)")):
-        found = ahead[metric]
+    notes, labelled = [], int(judged.labelled.sum())
+    for metric in goals_of(judged.task):
+        found, name = ahead[metric.name], f"{metric.label} (%)" if metric.percent else metric.label
         if found is not None:
-            mean, low, high = (unit * value for value in found)
+            mean, low, high = (metric.scale * value for value in found)
             beyond = "" if low > 0 else ": not beyond its interval, so a direct model may be as good"
             beyond = beyond if mean > 0 else ": there is none, so a direct model is as good"
             notes.append(

@@ -9,6 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
+from ensdistill.common.tasks import Task
+
 FAMILIES = {
     "mlp": "ensdistill.student.search.networks.Mlp",
     "embeddings": "ensdistill.student.search.networks.Embeddings",
@@ -30,9 +32,10 @@ class About:
     shape : tuple of int
         Of one sample of an array; empty for others.
     rows, labelled, classes : int
-        Rows to learn from, and those with a label among them.
+        Rows to learn from, and those with a label among them; classes, labels, or numbers of a row.
     gaps : bool
         Whether an array holds NaN.
+    task : {"classification", "multilabel", "regression"}
     """
 
     kind: str
@@ -41,6 +44,7 @@ class About:
     labelled: int
     classes: int
     gaps: bool = False
+    task: Task = "classification"
 
     @property
     def image(self) -> bool:

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import filelock
-import numpy as np
 from safetensors.numpy import load_file
 
 from ensdistill.common.files import read_json, write_arrays, write_json
 from ensdistill.common.random import derive_seed
 from ensdistill.student.search.space import ROLES, Role, Space
 from ensdistill.student.search.trial import Outcome
+from ensdistill.teachers.members.moments import as_arrays, of_arrays
 
 if TYPE_CHECKING:
     import optuna
@@ -206,13 +206,12 @@ class Journal:
         return sorted(found, key=lambda one: (one.started, one.key))
 
     def save(self, key: str, outcome: Outcome) -> None:
-        """Write a judged trial's logits, before the journal names it."""
-        write_arrays(self._file(key), {"logits": outcome.logits})
+        """Write a judged trial's outputs, before the journal names it."""
+        write_arrays(self._file(key), as_arrays(outcome.outputs))
 
-    def logits(self, record: Record) -> np.ndarray:
-        """Of a judged trial, float32 [V, C]."""
-        found: np.ndarray = load_file(self._file(record.key))["logits"]
-        return found
+    def outputs(self, record: Record) -> Any:
+        """Of a judged trial: logits, float32 [V, C], or Moments [V, D]."""
+        return of_arrays(load_file(self._file(record.key)))
 
     def spent(self) -> float:
         """Seconds of work: all since the first of the present workers registered, and those of earlier

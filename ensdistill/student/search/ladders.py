@@ -13,6 +13,7 @@ from ensdistill.student.search.journal import Journal
 from ensdistill.student.search.latency import Latency, latency_of
 from ensdistill.student.search.rows import Lessons, some_samples
 from ensdistill.student.search.settings import SearchSettings
+from ensdistill.student.units import units_of
 from ensdistill.teachers.members import Preprocessed, TorchMember
 
 LABELS = {"seconds": "max_latency", "bytes": "max_bytes", "parameters": "max_parameters"}
@@ -92,10 +93,16 @@ class Ladders:
 
     def _measured(self, built: Built) -> dict[str, Any]:
         assert built.model is not None
-        member: Any = TorchMember(built.model().eval(), output="logits")
+        cache, module = self.lessons.first[1], built.model()
+        units = units_of(self.lessons.judged.task, cache)
+        if units is None:
+            member: Any = TorchMember(module.eval(), output="logits", task=self.lessons.judged.task)
+        else:
+            output: Any = "mean_and_variance" if self.lessons.variances else "mean"
+            member = TorchMember(units.restored(module), output=output, task="regression")
         if built.preprocess is not None:
             member = Preprocessed(member, built.preprocess)
-        classes = tuple(map(str, self.lessons.first[1].classes))
+        classes = tuple(map(str, cache.classes))
         return asdict(latency_of(member, some_samples(self.lessons.judged.rows, 8), classes))
 
     def _sizes(self, one: Built, limits: Mapping[str, float]) -> dict[str, float]:

@@ -12,6 +12,7 @@ import torch
 
 from ensdistill.data.samples import form
 from ensdistill.teachers.members import Member
+from ensdistill.teachers.members.moments import predictions_of
 from ensdistill.teachers.members.preprocessed import rows_for
 
 CALLS = 100
@@ -47,8 +48,9 @@ def _of_graph(member: Member, samples: Any, classes: tuple[str, ...]) -> float:
 
     student = Student(member, classes, tuple(range(len(classes))), form(samples))
     exported = to_onnx(student, samples)
-    blob = exported.model.SerializeToString()
-    found = figures(blob, samples, [0] * _count(samples), exported.files, calls=CALLS)
+    blob, count = exported.model.SerializeToString(), _count(samples)
+    labels: Any = [0] * count if student.task == "classification" else np.zeros((count, len(classes)))
+    found = figures(blob, samples, labels, exported.files, calls=CALLS)
     return float(found["latency"][1]["p50"]) / 1000
 
 
@@ -64,7 +66,7 @@ def _of_member(member: Member, samples: Any) -> float:
         with threadpool_limits(1):
             for call in range(CALLS + 10):
                 begun = time.perf_counter()
-                member.predict_logits(one)
+                predictions_of(member, one)
                 if call >= 10:
                     times.append(time.perf_counter() - begun)
     finally:

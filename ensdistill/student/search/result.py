@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ensdistill.common.files import write_json
-from ensdistill.report.frontier import GOALS, draw, lines
+from ensdistill.common.tasks import Task
+from ensdistill.report.frontier import draw, goals_of, lines
 from ensdistill.student.search.judging import Kept
 
 if TYPE_CHECKING:
@@ -29,10 +30,11 @@ class Point:
     runtime : str
         What was measured: ``onnxruntime``, ``torch``, or a booster's library.
     kept : dict of str to Kept
-        Of the gain in ``nll`` and in ``accuracy``.
+        Of the gain in each of the task's goals: ``nll`` and ``accuracy``, of several labels ``bce`` and
+        ``map``, of a regression ``nll`` and ``rmse``.
     figures : dict of str to float
-        Means over the rows that judge, after a temperature was fitted: ``kl``, ``agreement``, and ``nll`` and
-        ``accuracy`` where there are labels.
+        Means over the rows that judge, after a calibration by them; see
+        :class:`ensdistill.student.search.figures.Figures`.
     values : dict
         The trial's settings.
     section : dict
@@ -57,13 +59,13 @@ class Point:
 
     @property
     def share(self) -> float | None:
-        """The smaller of the shares kept in NLL and in accuracy."""
+        """The smaller of the shares kept."""
         return least(self.kept)
 
 
 def least(kept: Mapping[str, Kept]) -> float | None:
     """The smaller of the shares; None where one is unknown."""
-    shares = [kept[metric].share for metric in GOALS]
+    shares = [one.share for one in kept.values()]
     return None if any(share is None for share in shares) else min(s for s in shares if s is not None)
 
 
@@ -108,7 +110,7 @@ class SearchResult:
     ensemble : dict of str to float
         The ensemble's own figures on the rows that judge.
     gain : dict
-        The ensemble's gain over the direct student on the labels, ``nll`` and ``accuracy``: mean and 95 %
+        The ensemble's gain over the direct student on the labels, in each of the task's goals: mean and 95 %
         interval, or None.
     keep : float or None
     limits : dict of str to float
@@ -116,6 +118,7 @@ class SearchResult:
     rows, labelled : int
         Rows that judge, and those with a label among them.
     cost : Cost
+    task : {"classification", "multilabel", "regression"}
     """
 
     points: tuple[Point, ...]
@@ -130,23 +133,26 @@ class SearchResult:
     labelled: int
     cost: Cost
     notes: tuple[str, ...] = field(default=())
+    task: Task = "classification"
 
     @property
     def verdict(self) -> str:
         """The choice in words."""
         wanted = self.wanted
-        if self.chosen is not None:
-            one = self.chosen
-            return (
-                f"{one.candidate} {wanted}: it keeps {one.kept['nll']} of the gain in NLL and "
-                f"{one.kept['accuracy']} of that in accuracy, with {one.parameters:,} parameters"
-            )
-        if self.nearest is None:
+        if (one := self.chosen) is not None:
+            return f"{one.candidate} {wanted}: it {self._keeps(one)}, with {one.parameters:,} parameters"
+        if (one := self.nearest) is None:
             return f"no student was judged, so none {wanted}"
-        one = self.nearest
         return (
             f"no student {wanted}; the nearest is {one.candidate} with {one.parameters:,} parameters: it "
-            f"keeps {one.kept['nll']} of the gain in NLL and {one.kept['accuracy']} of that in accuracy"
+            f"{self._keeps(one)}"
+        )
+
+    def _keeps(self, one: Point) -> str:
+        first, second = goals_of(self.task)
+        return (
+            f"keeps {one.kept[first.name]} of the gain in {first.label} and {one.kept[second.name]} of that "
+            f"in {second.label}"
         )
 
     @property
@@ -176,6 +182,7 @@ class SearchResult:
             "rows": self.rows,
             "labelled": self.labelled,
             "cost": asdict(self.cost),
+            "task": self.task,
             "verdict": self.verdict,
             "notes": list(self.notes),
         }

@@ -11,22 +11,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import ensdistill
 from ensdistill.cache import TargetCache
 from ensdistill.common.fingerprint import digest
 from ensdistill.common.progress import Progress
 from ensdistill.common.random import derive_seed
-from ensdistill.common.tasks import task_of
 from ensdistill.data import Rows
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.student.search.choosing import chosen_of
 from ensdistill.student.search.clock import Clock
 from ensdistill.student.search.families import families_for
+from ensdistill.student.search.figures import ensemble_figures, figures_of, objective
 from ensdistill.student.search.finals import SHARE, Plan, final_plan
 from ensdistill.student.search.journal import Journal, Record, best_of
-from ensdistill.student.search.judging import Judgement, ensemble_figures, figures_of, kept
+from ensdistill.student.search.judging import Judgement, kept
 from ensdistill.student.search.ladders import Ladders
 from ensdistill.student.search.ordinary import LEAST_STEPS, steps_of_roles
 from ensdistill.student.search.pace import Pace
@@ -47,7 +45,7 @@ def search_student(
     cache: TargetCache,
     *,
     validation: Rows | None = None,
-    ensemble: np.ndarray | None = None,
+    ensemble: Any = None,
     mixtures: Mapping[str, tuple[Rows, TargetCache]] | None = None,
     augment: Augmentation | None = None,
     settings: SearchSettings | None = None,
@@ -62,8 +60,9 @@ def search_student(
     fall behind at a quarter or half of their training end there, by successive halving). Then the best
     settings are trained longer, and sizes are compared by these long trainings. Half of the budget is a
     search of the same space for the strongest *direct* student, on labels alone. All are judged on rows that
-    none of them learns from. Several processes that call it with the same arguments and folder share the
-    work; a search that was killed goes on when it is called again.
+    none of them learns from: by NLL and accuracy, of several labels by BCE and mAP, of numbers by NLL and
+    RMSE. Trials of networks for numbers learn variances, or means alone. Several processes that call it with
+    the same arguments and folder share the work; a search that was killed goes on when it is called again.
 
     Parameters
     ----------
@@ -74,8 +73,9 @@ def search_student(
         Rows that judge, not among ``rows``: their labels must be unknown to the ensemble's members, and they
         must not be test rows, which have no place here. Fewer than 203, or none: rows of ``rows`` without a
         label are held out as well, and the ensemble's own probabilities judge.
-    ensemble : ndarray [V, C], optional
-        The ensemble's probabilities for them; not needed where the cache has their targets.
+    ensemble : ndarray [V, C], or pair of ndarray [V, D], optional
+        The ensemble's probabilities for them, or of a regression its means and variances
+        (``predict_distribution``); not needed where the cache has their targets.
     mixtures : mapping of str to (Rows, TargetCache), optional
         Other transfer sets with their caches, among which the search chooses; ``rows`` and ``cache`` are the
         one called ``"given"``. Rows of a mixture have the uids that they have in ``rows``.
@@ -108,10 +108,10 @@ def search_student(
     """
     if settings is not None and keywords:
         raise TypeError(f"settings: expected either settings or {', '.join(keywords)}; got both")
-    if (task := task_of(cache)) != "classification":
-        raise ValueError(
-            f"cache: expected one of the task classification, the only one that a search takes; got {task}: "
-            "name the student's model, and train it by StudentTrainer.distill"
+    if not isinstance(cache, TargetCache):
+        raise TypeError(
+            f"cache: expected a TargetCache; got {type(cache).__name__}: store its targets by "
+            "ensdistill.cache_targets"
         )
     own = settings or SearchSettings(**keywords)
     if own.keep is None and not own.limits:
@@ -220,14 +220,13 @@ class _Search:
         except FloatingPointError:
             record["state"] = "failed"
         else:
-            figures = figures_of(outcome.logits, self.lessons.judged)
-            means = figures.means()
+            figures = figures_of(outcome.outputs, self.lessons.judged)
             record |= {
                 "parameters": outcome.parameters,
                 "bytes": outcome.bytes,
                 "steps": outcome.steps,
-                "losses": means,
-                "value": _value(means, role),
+                "losses": figures.means,
+                "value": objective(figures, role),
             }
             self.journal.save(f"{role}/{key}/{number}", outcome)
         record["seconds"] = time.perf_counter() - begun
@@ -278,11 +277,3 @@ class _Search:
             "goal": digest([goal.keep, goal.limits, goal.steps, goal.trials is None]),
             "seed": str(self.seed),
         }
-
-
-def _value(means: Mapping[str, float], role: Role) -> float:
-    """What the search lowers: of the direct student the NLL, as one would tune it; of the other one NLL and
-    KL from the ensemble together. The KL alone where there are no labels."""
-    if "nll" not in means:
-        return means["kl"]
-    return means["nll"] if role == "direct" else means["nll"] + means["kl"]

@@ -59,6 +59,8 @@ def section_of(
             optimization = lengthened(optimization, usual_steps(model, rows, built.preprocess, size))
         found["model"] = {"class_path": recipe["class_path"], "init_args": recipe["init_args"] | dropout}
         found["preprocess"] = candidate.preprocess
+        if own.get("variance"):
+            found["variance"] = True
         found["optimization"] = _plain(optimization)
         if direct is not None:
             other = direct_space.optimization(dict(direct.values))

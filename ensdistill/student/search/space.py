@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from ensdistill.common.optimizers import StudentOptimization
+from ensdistill.common.tasks import Task
 from ensdistill.loss.settings import LossSettings
 from ensdistill.student.search.families import About, Candidate
 
@@ -47,6 +48,9 @@ class Space:
         Names of the transfer sets.
     temperatures : tuple of float
         At which the cache has targets.
+    task : {"classification", "multilabel", "regression"}
+    variances : bool
+        Of a regression, whether the ensemble has variances: a network may then learn them, too.
     """
 
     candidate: Candidate
@@ -55,6 +59,8 @@ class Space:
     labels: bool
     mixtures: tuple[str, ...]
     temperatures: tuple[float, ...] = TEMPERATURES
+    task: Task = "classification"
+    variances: bool = False
 
     @property
     def dropout(self) -> bool:
@@ -76,11 +82,14 @@ class Space:
         }
         if self.dropout:
             found["dropout"] = 0.2 if direct else 0.0
+        if self.variances:
+            found["variance"] = True
         return found | self._targets()
 
     def _targets(self) -> dict[str, Any]:
         if self.role == "direct":
-            return {} if self.candidate.estimator is not None else {"smoothing": 0.0}
+            smoothed = self.candidate.estimator is None and self.task != "regression"
+            return {"smoothing": 0.0} if smoothed else {}
         found: dict[str, Any] = {"temperature": self.temperatures[0]}
         if self.labels and self.candidate.estimator is None:
             found["alpha"] = 1.0
@@ -109,6 +118,8 @@ class Space:
             }
         if "dropout" in first:
             found["dropout"] = trial.suggest_categorical("dropout", (0.0, 0.1, 0.2, 0.4))
+        if "variance" in first:
+            found["variance"] = trial.suggest_categorical("variance", (True, False))
         if "smoothing" in first:
             found["smoothing"] = trial.suggest_categorical("smoothing", (0.0, 0.05, 0.1))
         if "temperature" in first:

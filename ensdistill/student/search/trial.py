@@ -7,11 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from ensdistill.cache import TargetCache
-from ensdistill.data.samples import in_memory, positions, stream, whole
 from ensdistill.student.callbacks import Callback, TrainingState
+from ensdistill.student.comparisons import OF_ENSEMBLE, OF_LABELS
 from ensdistill.student.search.build import Built
 from ensdistill.student.search.rows import Lessons
 from ensdistill.student.search.space import Role, Space
@@ -19,12 +17,11 @@ from ensdistill.student.selection import Evaluation
 from ensdistill.student.trainer import StudentTrainer
 from ensdistill.student.trees import TreeStudent
 from ensdistill.student.trees.direct import Direct
-from ensdistill.student.validation import Validation
+from ensdistill.student.validation import WITH_VARIANCES, Validation
 from ensdistill.teachers.members import Member
-from ensdistill.teachers.members.preprocessed import rows_for
+from ensdistill.teachers.predict import outputs_of
 
 EVALUATIONS = 20  # of a training; the shares of it at which trials are compared
-_AT_ONCE = 1024
 
 Report = Callable[[float, int], str]
 """Called with the value after so many of the 20 evaluations; returns why the trial ends early, or nothing."""
@@ -36,15 +33,15 @@ class Outcome:
 
     Parameters
     ----------
-    logits : ndarray [V, C], float32
-        Of the rows that judge.
+    outputs : ndarray [V, C], float32, or Moments [V, D]
+        Of the rows that judge: logits, or means and variances.
     parameters, bytes : int
     seconds : float
     steps : int
         Optimiser steps, or rounds.
     """
 
-    logits: np.ndarray
+    outputs: Any
     parameters: int
     bytes: int
     seconds: float
@@ -93,15 +90,18 @@ class Work:
         begun = time.perf_counter()
         fit = self._estimator if self.built.model is None else self._network
         member, steps = fit(report)
-        logits = predicted(member, self.lessons.judged.rows.inputs)
-        return Outcome(logits, member.parameters, member.bytes, time.perf_counter() - begun, steps)
+        outputs = outputs_of(member, self.lessons.judged.rows.inputs)
+        return Outcome(outputs, member.parameters, member.bytes, time.perf_counter() - begun, steps)
 
     def _network(self, report: Report) -> tuple[Member, int]:
         lessons, values, space = self.lessons, self.values, self.space
-        optimization = space.optimization(values)
-        labelled = bool(lessons.judged.labelled.any())
-        metric: Any = "nll" if self.role == "direct" and labelled else "kl"
-        watcher = _Watcher(report, metric)
+        optimization, judged = space.optimization(values), lessons.judged
+        of: Any = OF_LABELS if self.role == "direct" and judged.labelled.any() else OF_ENSEMBLE
+        watched = metric = of[judged.task][0]
+        if values.get("variance"):
+            metric = WITH_VARIANCES[metric]
+        # Trials with and without variances are compared by their means, which both have.
+        watcher = _Watcher(report, watched)
         trainer = StudentTrainer(optimization, space.loss(values), ema=space.ema(values), callbacks=[watcher])
         mixture = values.get("mixture", next(iter(lessons.mixtures)))
         rows = lessons.direct if self.role == "direct" else lessons.mixtures[mixture][0]
@@ -112,7 +112,7 @@ class Work:
             seed=self.seed,
             preprocess=self.built.preprocess,
             validation=Validation(
-                rows=lessons.judged.rows, metric=metric, every=max(1, optimization.steps // EVALUATIONS)
+                rows=judged.rows, metric=metric, every=max(1, optimization.steps // EVALUATIONS)
             ),
         )
         if watcher.reason:
@@ -127,7 +127,7 @@ class Work:
             fitted = Direct(lessons.direct, cache.classes, self.built.preprocess, seed=self.seed)
             return fitted.on_labels(estimator, lessons.direct, self.seed), rounds
         rows, cache = lessons.mixtures[self.values.get("mixture", next(iter(lessons.mixtures)))]
-        found = TreeStudent(estimator, self.space.loss(self.values)).fit(
+        found = TreeStudent(estimator, self.space.loss(self.values), task=lessons.judged.task).fit(
             rows, cache, augment=lessons.augment, preprocess=self.built.preprocess, seed=self.seed
         )
         return found.member, rounds
@@ -156,9 +156,3 @@ def _value(evaluation: Evaluation, metric: str) -> float:
     """The better one of the student's and the average's."""
     both = [evaluation.student, *([] if evaluation.average is None else [evaluation.average])]
     return min(float(getattr(one, metric)) for one in both)
-
-
-def predicted(member: Member, samples: Any) -> np.ndarray:
-    """A member's logits [V, C], float32; lazy samples are read batch by batch."""
-    parts = [whole(samples)] if in_memory(samples) else stream(samples, positions(len(samples), _AT_ONCE))
-    return np.concatenate([member.predict_logits(rows_for(member, part)) for part in parts])

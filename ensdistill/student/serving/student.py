@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,72 @@ class Student(Predictor):
             ) from None
         about = check_format(content, folder / FILE)
         return cls(load_member(folder, trusted), **settings_of(about))
+
+    def save_pretrained(self, folder: Path | str, name: str | None = None) -> None:
+        """Write the files of :meth:`save`, a model card (``README.md``, unless there is one) and the Hub's
+        ``config.json``.
+
+        Parameters
+        ----------
+        folder : path
+        name : str, optional
+            The repository's, for the card; by default the folder's own name.
+        """
+        from ensdistill.student.serving.hub import OnHub
+
+        card = {"name": name or Path(folder).resolve().name}
+        OnHub(self).save_pretrained(folder, model_card_kwargs=card)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the student to the Hugging Face Hub: safetensors, JSON, and a model card.
+
+        Parameters
+        ----------
+        repo_id : str
+            Such as ``"me/penguins"``; the repository is made if there is none.
+        **options
+            ``private``, ``token``, ``branch``, ``commit_message``, ``create_pr`` and the others of
+            :meth:`huggingface_hub.ModelHubMixin.push_to_hub`.
+
+        Returns
+        -------
+        str
+            The address of the commit.
+
+        Raises
+        ------
+        ValueError
+            The member can't be saved without pickle; its own message.
+        """
+        from ensdistill.student.serving.hub import OnHub
+
+        return str(OnHub(self).push_to_hub(repo_id, model_card_kwargs={"name": repo_id}, **options))
+
+    @classmethod
+    def from_pretrained(cls, name: Path | str, *, trusted: Sequence[str] = (), **options: Any) -> Student:
+        """A student from the Hugging Face Hub, or from a folder. Nothing is unpickled.
+
+        Parameters
+        ----------
+        name : str or path
+            Such as ``"me/penguins"``, or a folder that :meth:`save_pretrained` or :meth:`save` wrote.
+        trusted : sequence of str
+            As for :meth:`load`.
+        **options
+            ``revision``, ``token``, ``cache_dir``, ``local_files_only`` and the others of
+            :meth:`huggingface_hub.ModelHubMixin.from_pretrained`.
+
+        Raises
+        ------
+        ValueError
+            As by :meth:`load`.
+        huggingface_hub.errors.RepositoryNotFoundError
+            There is no such repository, or it needs a token.
+        """
+        from ensdistill.student.serving.hub import OnHub
+
+        load = partial(cls.load, trusted=trusted)
+        return OnHub.from_pretrained(name, load=load, **options).student
 
 
 def description(student: Described) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from ensdistill.student.trees import of_catboost, of_lightgbm
 from ensdistill.student.trees.targets import Numbers
 from ensdistill.teachers.members import BoostedMember, ColumnsMember, Member, SklearnMember
 from ensdistill.teachers.members.boosted import library_of
-from ensdistill.teachers.stack.fitting import _evaluation, copy_of, seeds_of
+from ensdistill.teachers.stack.fitting import copy_of, evaluation_arguments, seeds_of
 from ensdistill.teachers.stack.row_weights import fit_weighted, takes_weights
 
 # Of boosters the names and the values of the squared error.
@@ -191,7 +191,7 @@ def _stopping(made: Any, library: str, held: HeldNumbers, patience: int) -> dict
     features = held.features
     if library == "catboost" and isinstance(features, np.ndarray):
         features = of_catboost.with_columns(features, made.get_params().get("cat_features"))
-    more = _evaluation(made, features, held.targets, held.weights)
+    more = evaluation_arguments(made, features, held.targets, held.weights)
     if library == "lightgbm":
         import lightgbm
 

@@ -10,12 +10,14 @@ from typing import Any
 
 from ensdistill.common.errors import WrongArgument
 from ensdistill.common.scalars import plain, real
+from ensdistill.common.tasks import Task
 from ensdistill.teachers.auto.facts import Facts, facts_of
 from ensdistill.teachers.auto.portfolio import EXTRAS, PORTFOLIO, Entry, Size
 from ensdistill.teachers.recipes import Recipe
 
 MINUTES = 4.0  # of one core: two minutes on two cores
 SHARE = 0.25  # of the budget that one member may take
+OUTPUTS: dict[Task, str] = {"classification": "classes", "multilabel": "labels", "regression": "numbers"}
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,15 @@ class Plan:
             ) from error
 
 
-def auto_plan(samples: Any, classes: int, *, minutes: float = MINUTES, folds: int = 5) -> Plan:
+def auto_plan(
+    samples: Any,
+    classes: int,
+    *,
+    minutes: float = MINUTES,
+    folds: int = 5,
+    task: Task = "classification",
+    gaps: bool = False,
+) -> Plan:
     """Choose unlike members for a table or an array [N, F] within a budget of time.
 
     Boosted trees, forests and networks are gone through in an order of worth. Each gets the largest of its
@@ -139,9 +149,15 @@ def auto_plan(samples: Any, classes: int, *, minutes: float = MINUTES, folds: in
     samples : table, or array [N, F]
         The labelled rows; labels have no part in the choice.
     classes : int
+        Classes, labels, or numbers to be predicted.
     minutes : float
         Of one core, for the training of all members on all folds and on all rows.
     folds : int
+    task : {"classification", "multilabel", "regression"}
+        Numbers have regressors of the same kinds and a ridge regression; several labels have a model for
+        each, or one for all where its library has such, and logistic regressions.
+    gaps : bool
+        Whether some labels of a row are unknown.
 
     Raises
     ------
@@ -155,7 +171,7 @@ def auto_plan(samples: Any, classes: int, *, minutes: float = MINUTES, folds: in
     >>> "extra_trees" in [member.name for member in plan.members], plan.seconds <= 12
     (True, True)
     """
-    facts = facts_of(samples, classes)
+    facts = facts_of(samples, classes, task, gaps)
     minutes = check_minutes(minutes)
     if folds < 2:
         raise ValueError(f"folds: expected at least 2; got {folds}")
@@ -164,6 +180,8 @@ def auto_plan(samples: Any, classes: int, *, minutes: float = MINUTES, folds: in
     left_out: dict[str, str] = {}
     least: PlannedMember | None = None
     for entry in PORTFOLIO:
+        if facts.task not in entry.tasks:
+            continue
         if entry.package and find_spec(entry.package) is None:
             left_out[entry.name] = _missing(entry)
             continue
@@ -181,7 +199,7 @@ def auto_plan(samples: Any, classes: int, *, minutes: float = MINUTES, folds: in
             raise WrongArgument(
                 f"minutes: expected at least {_rounded_up(least.seconds / 60)}, the time of the cheapest "
                 f"member ({least.name}) on {folds} folds of {facts.rows} rows, {facts.columns} columns and "
-                f"{facts.classes} classes; got {minutes:g}"
+                f"{facts.classes} {OUTPUTS[facts.task]}; got {minutes:g}"
             )
         members.append(least)
         del left_out[least.name]

@@ -17,12 +17,22 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.ensemble import (
+    ExtraTreesClassifier,
+    ExtraTreesRegressor,
+    HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
+    RandomForestClassifier,
+    RandomForestRegressor,
+)
 from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import QuantileTransformer, StandardScaler
 
 from ensdistill.common.optimization import Optimization
+from ensdistill.common.tasks import TASKS, Task
 from ensdistill.data.preprocess import TableDefaults
 from ensdistill.models import MLP, Numbers, TabularMLP
 from ensdistill.teachers.auto.facts import Facts
@@ -58,6 +68,8 @@ class Entry:
         Seconds of one fit to all rows, on one core: a rule by the facts alone.
     package : str
         The optional package that it needs; "" where it needs none.
+    tasks : tuple of str
+        Those that it has members for.
     """
 
     name: str
@@ -65,6 +77,7 @@ class Entry:
     make: Callable[[str, Facts, Size], Recipe]
     seconds: Callable[[Facts, Size], float]
     package: str = ""
+    tasks: tuple[Task, ...] = TASKS
 
 
 def _rounds(*pairs: tuple[float, int]) -> tuple[Size, ...]:
@@ -84,6 +97,8 @@ def _boosting_seconds(trees: str, work: float, fixed: float, facts: Facts, size:
 
 
 def _forest_seconds(work: float, facts: Facts, size: Size) -> float:
+    # With unknown labels there is a forest for each.
+    work *= facts.classes if facts.gaps else 1
     tree = work * facts.rows * math.log2(facts.rows + 2) * math.sqrt(facts.columns)
     return size["trees"] * (tree + 1e-3) + 0.05
 
@@ -101,45 +116,52 @@ def _steps(facts: Facts, size: Size) -> int:
 
 
 def _lightgbm(name: str, facts: Facts, size: Size, **more: Any) -> Recipe:
-    from lightgbm import LGBMClassifier
+    from lightgbm import LGBMClassifier, LGBMRegressor
 
-    model = LGBMClassifier(
-        n_estimators=int(size["rounds"]),
-        learning_rate=size["learning_rate"],
-        early_stopping_round=_patience(size),
-        n_jobs=1,
-        verbose=-1,
-        **more,
-    )
+    kind = LGBMRegressor if facts.task == "regression" else LGBMClassifier
+    settings = {"learning_rate": size["learning_rate"], "n_jobs": 1, "verbose": -1, **more}
+    if facts.several:  # of its models, each predicts one column
+        return _each(kind(n_estimators=_without_stopping(size), **settings), name, facts)
+    model = kind(n_estimators=int(size["rounds"]), early_stopping_round=_patience(size), **settings)
     return SklearnMembers(model, name=name, refit=True)
 
 
 def _xgboost(name: str, facts: Facts, size: Size) -> Recipe:
-    from xgboost import XGBClassifier
+    from xgboost import XGBClassifier, XGBRegressor
 
-    model = XGBClassifier(
-        n_estimators=int(size["rounds"]),
-        learning_rate=size["learning_rate"],
-        early_stopping_rounds=_patience(size),
-        max_depth=6,
-        subsample=0.8,
-        colsample_bytree=0.8,
-        n_jobs=1,
-    )
+    kind = XGBRegressor if facts.task == "regression" else XGBClassifier
+    settings = {"max_depth": 6, "subsample": 0.8, "colsample_bytree": 0.8, "n_jobs": 1}
+    settings["learning_rate"] = size["learning_rate"]
+    if facts.gaps:
+        return _each(kind(n_estimators=_without_stopping(size), **settings), name, facts)
+    model = kind(n_estimators=int(size["rounds"]), early_stopping_rounds=_patience(size), **settings)
     return SklearnMembers(model, name=name, refit=True)
 
 
 def _catboost(name: str, facts: Facts, size: Size) -> Recipe:
-    from catboost import CatBoostClassifier
+    from catboost import CatBoostClassifier, CatBoostRegressor
 
-    model = CatBoostClassifier(
-        iterations=int(size["rounds"]),
-        learning_rate=size["learning_rate"],
-        early_stopping_rounds=_patience(size),
-        thread_count=1,
-        verbose=False,
-    )
+    numbers = facts.task == "regression"
+    kind = CatBoostRegressor if numbers else CatBoostClassifier
+    settings: dict[str, Any] = {"thread_count": 1, "verbose": False}
+    settings["learning_rate"] = size["learning_rate"]
+    if facts.gaps:
+        return _each(kind(iterations=_without_stopping(size), **settings), name, facts)
+    if facts.several:
+        settings["loss_function"] = "MultiRMSE" if numbers else "MultiLogloss"
+    model = kind(iterations=int(size["rounds"]), early_stopping_rounds=_patience(size), **settings)
     return SklearnMembers(model, name=name, refit=True)
+
+
+def _each(model: Any, name: str, facts: Facts) -> Recipe:
+    """A copy for each label or number; only this takes unknown labels."""
+    kind = MultiOutputRegressor if facts.task == "regression" else MultiOutputClassifier
+    return SklearnMembers(kind(model), name=name)
+
+
+def _without_stopping(size: Size) -> int:
+    """Rounds of a booster within another estimator, where it can't be passed rows by which it would stop."""
+    return max(1, int(size["rounds"]) // 2)
 
 
 def _patience(size: Size) -> int:
@@ -147,17 +169,33 @@ def _patience(size: Size) -> int:
 
 
 def _histograms(name: str, facts: Facts, size: Size) -> Recipe:
-    model = HistGradientBoostingClassifier(
+    kind = HistGradientBoostingRegressor if facts.task == "regression" else HistGradientBoostingClassifier
+    rounds = _without_stopping(size) if facts.several else int(size["rounds"])
+    model = kind(
         learning_rate=size["learning_rate"],
-        max_iter=int(size["rounds"]),
+        max_iter=rounds,
         max_leaf_nodes=15,
         early_stopping=False,
     )
-    return SklearnMembers(model, name=name)
+    return _each(model, name, facts) if facts.several else SklearnMembers(model, name=name)
 
 
-def _forest(model: Any, leaf: int, name: str, facts: Facts, size: Size) -> Recipe:
-    return SklearnMembers(model(int(size["trees"]), min_samples_leaf=leaf), name=name)
+def _forest(classifier: Any, regressor: Any, leaf: int, name: str, facts: Facts, size: Size) -> Recipe:
+    kind = regressor if facts.task == "regression" else classifier
+    model = kind(int(size["trees"]), min_samples_leaf=leaf)
+    return _each(model, name, facts) if facts.gaps else SklearnMembers(model, name=name)
+
+
+def _linear(name: str, facts: Facts, size: Size) -> Recipe:
+    preprocess = TableDefaults() if facts.kind == "table" else _filled(StandardScaler())
+    if facts.task == "regression":
+        return SklearnMembers(Ridge(), name=name, preprocess=preprocess)
+    model = MultiOutputClassifier(LogisticRegression(max_iter=int(size["steps"])))
+    return SklearnMembers(model, name=name, preprocess=preprocess)
+
+
+def _linear_seconds(facts: Facts, size: Size) -> float:
+    return 0.02 + 4e-9 * size["steps"] * facts.rows * facts.encoded * facts.classes
 
 
 def _network(
@@ -210,23 +248,25 @@ def _networks(
     return Entry(name, sizes, partial(_network, *settings), seconds, package)
 
 
-def _forests(name: str, model: Any, leaf: int) -> Entry:
-    return Entry(name, TREES, partial(_forest, model, leaf), partial(_forest_seconds, 2.5e-8))
+def _forests(name: str, classifier: Any, regressor: Any, leaf: int) -> Entry:
+    make = partial(_forest, classifier, regressor, leaf)
+    return Entry(name, TREES, make, partial(_forest_seconds, 2.5e-8))
 
 
 RANDOM_SPLITS: dict[str, Any] = {"extra_trees": True, "num_leaves": 15}
 PORTFOLIO: tuple[Entry, ...] = (
     _boosted("lightgbm", _lightgbm, 1e-8, 3e-4, RATES, "lightgbm"),
     _networks("mlp", [256, 256], 0.2, "plain", EPOCHS),
-    _forests("extra_trees", ExtraTreesClassifier, 1),
+    _forests("extra_trees", ExtraTreesClassifier, ExtraTreesRegressor, 1),
     _boosted("catboost", _catboost, 8e-8, 1e-3, RATES, "catboost"),
+    Entry("linear", ({"steps": 300},), _linear, _linear_seconds, tasks=("multilabel", "regression")),
     _networks("mlp_dropout", [256, 256], 0.5, "plain", ({"epochs": 10},), rate=1e-3),
-    _forests("extra_trees_soft", ExtraTreesClassifier, 4),
+    _forests("extra_trees_soft", ExtraTreesClassifier, ExtraTreesRegressor, 4),
     _boosted("xgboost", _xgboost, 2e-8, 3e-4, RATES[2:], "xgboost"),
     _networks("mlp_piecewise", [256, 256], 0.2, "piecewise", EPOCHS),
     _boosted("lightgbm_random", partial(_lightgbm, **RANDOM_SPLITS), 7e-9, 3e-4, RATES, "lightgbm"),
     _networks("mlp_wide", [512, 512], 0.3, "plain", EPOCHS, rate=2e-3),
-    _forests("random_forest", RandomForestClassifier, 1),
+    _forests("random_forest", RandomForestClassifier, RandomForestRegressor, 1),
     _networks("mlp_periodic", [256, 256], 0.2, "periodic", EPOCHS),
     _boosted("boosting", _histograms, 2e-8, 1e-3, RATES[2:], ""),
 )

@@ -29,6 +29,27 @@ class Moments(NamedTuple):
     mean: np.ndarray
     variance: np.ndarray | None
 
+    def take(self, index: Any) -> Moments:
+        """Those of some rows, or of an ensemble's members, by positions or a mask along the first axis."""
+        return Moments(self.mean[index], None if self.variance is None else self.variance[index])
+
+
+def as_arrays(outputs: Any) -> dict[str, np.ndarray]:
+    """Logits, or Moments, as arrays of a file: ``logits``, or ``mean`` and, where there is one, ``variance``.
+
+    >>> list(as_arrays(Moments(np.zeros((2, 1)), None)))
+    ['mean']
+    """
+    if not isinstance(outputs, Moments):
+        return {"logits": outputs}
+    mean, variance = outputs
+    return {"mean": mean} if variance is None else {"mean": mean, "variance": variance}
+
+
+def of_arrays(arrays: Mapping[str, np.ndarray]) -> Any:
+    """The logits or the Moments that :func:`as_arrays` made arrays of."""
+    return Moments(arrays["mean"], arrays.get("variance")) if "mean" in arrays else arrays["logits"]
+
 
 def as_moments(name: str, mean: Any, variance: Any = None) -> Moments:
     """Numbers [N] or [N, D] as moments; NaN, infinity and negative variances are left to `check_moments`."""

@@ -252,7 +252,7 @@ def fitted(
     present = np.unique(strata_of(data.labels)[rows])
     if stopping := stops_early(copy):
         rows, away = held_out(stopping, name, rows, data, seed, spare)
-        more = _evaluation(copy, *_arguments(copy, name, data.take(away), present))
+        more = evaluation_arguments(copy, *_arguments(copy, name, data.take(away), present))
     elif splits_itself(copy, len(rows)):
         # The estimator's own split must not put copies of one row on both sides: it would stop by rows that
         # it is fitted to.
@@ -353,7 +353,7 @@ def _of_other_task(name: str, estimator: Any, task: Task) -> ValueError:
     )
 
 
-def _evaluation(
+def evaluation_arguments(
     booster: Any, features: Any, labels: np.ndarray, weights: np.ndarray | None
 ) -> dict[str, Any]:
     """Arguments of a booster's ``fit`` that make it stop by these rows."""
