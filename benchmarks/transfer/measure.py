@@ -41,6 +41,7 @@ def kinds(rows: int, many: int) -> dict[str, list[Any]]:
     made["k10 p0.3 noise0.2 unrounded"] = [exchange(0.3, 0.2, detect=False)]
     made |= {f"k10 p{p} + mixup": [exchange(p, count=half), Mixup(half)] for p in (0.3, 0.5)}
     made["k10 p0.3, many"] = [exchange(0.3, count=many)]
+    made |= {f"k10 p0.3 noise{s}, many": [exchange(0.3, s, count=many)] for s in (0.1, 0.2)}
     made["k10 p0.3 + mixup, many"] = [exchange(0.3, count=many // 2), Mixup(many // 2)]
     return made
 

@@ -14,6 +14,7 @@ import numpy as np
 from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier
 from sklearn.preprocessing import StandardScaler
 
+from benchmarks.quality.sets import content
 from benchmarks.quality.sets import diamonds as diamonds_frame
 from benchmarks.teachers.data import letter, r_frame
 from ensdistill.data import batches as b
@@ -77,12 +78,19 @@ def diamonds() -> tuple[Any, np.ndarray]:
     return frame.drop(columns="cut"), np.asarray(frame["cut"].astype("category").cat.codes, np.int64)
 
 
+def flights() -> tuple[Any, np.ndarray]:
+    """327 346 flights by the raw facts of the day before; arrival early, up to half an hour late, or later."""
+    frame, labels, _ = content("flights")
+    return frame, labels
+
+
 SETS: dict[str, tuple[Callable[[], tuple[Any, np.ndarray]], int]] = {
     "letter": (letter, 5000),
     "income": (income, 3000),
     "spam": (spam, 1500),
     "digits": (digits, 600),
     "diamonds": (diamonds, 5000),
+    "flights": (flights, 5000),
 }
 
 
@@ -100,8 +108,10 @@ def development(name: str, seed: int, quick: bool) -> Development:
         ExtraTreesClassifier(n_estimators=100, min_samples_leaf=2),
     )
     usual = max(1000, 20 * rows // 64)
-    # Six times as many steps on the letters, whose networks go on learning; few on the survey, where they overfit.
+    # Six times as many steps on the letters, whose networks go on learning; few on the survey
+    # and the flights, where they overfit.
     own = {"letter": (256, 6, 6000, ()), "digits": (128, 5, usual, ()), "income": (128, 3, 300, mixed)}
+    own["flights"] = (128, 3, 600, mixed)
     width, networks, steps, trees = own.get(name, (128, 3, usual, mixed))
     small = width // 4
     return Development(

@@ -5,6 +5,7 @@ They are fixed choices by the kind and the number of samples. Nothing is searche
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -36,6 +37,7 @@ NETWORKS = 3  # networks of one kind in the ensemble
 # Unlabelled samples beside the labelled ones: so many for each real one, at least, at most. Those that the
 # pool lacks are made. Members take longer for a text than for a row of numbers.
 ROWS, IMAGES, TEXTS = (20, 5_000, 80_000), (12, 6_000, 12_000), (6, 2_000, 20_000)
+NUMBERS = 2**26  # in the made rows of a table, at most: 512 MiB of float64; wider tables get fewer rows
 FEW = 2_000  # images; more of them are better without made ones: docs/data.md has the comparison
 # Steps, batch sizes and learning rates are auto: trainings find them by their rows. Members try more or less
 # regularisation first.
@@ -85,22 +87,24 @@ def defaults(samples: Any, labelled: int, pool: int = 0, labels: Labels = Labels
     about = form(samples)
     kind = about["kind"]
     if kind == "table":
-        return _of_numbers(labelled, pool, "auto", labels)
+        return _of_numbers(len(about["columns"]), labelled, pool, "auto", labels)
     if kind == "text":
         return _of_texts(labelled, pool, labels)
     shape = samples[:1].shape[1:] if kind in ("array", "tensor") else ()
     if kind == "images" or len(shape) == 3:
         return _of_images(labelled, pool, shape)
     if kind in ("array", "tensor"):
-        return _of_numbers(labelled, pool, power_scaler() if len(shape) == 1 else "auto", labels)
+        preprocess = power_scaler() if len(shape) == 1 else "auto"
+        return _of_numbers(math.prod(shape), labelled, pool, preprocess, labels)
     raise TypeError(
         f"samples: expected a table, an array, images or texts; got {kind}, for which there are no default "
         "models: name teachers and student"
     )
 
 
-def _of_numbers(labelled: int, pool: int, preprocess: Any, labels: Labels) -> Defaults:
-    made = _lacking(labelled, pool, *ROWS)
+def _of_numbers(columns: int, labelled: int, pool: int, preprocess: Any, labels: Labels) -> Defaults:
+    factor, least, most = ROWS
+    made = _lacking(labelled, pool, factor, least, max(least, min(most, NUMBERS // max(1, columns))))
     synthetic = [Exchange(rows=made)] if made else []  # docs/data.md has the comparison
     boosting = {"learning_rate": 0.05, "max_leaf_nodes": 15}
     forest = {"n_estimators": 200, "min_samples_leaf": 2}

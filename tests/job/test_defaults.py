@@ -68,6 +68,16 @@ def test_a_large_pool_needs_no_synthetic_rows() -> None:
         assert defaults(SAMPLES["texts"], rows).cache.transfer.synthetic == [SpliceTexts(rows=made)]
 
 
+def test_the_synthetic_rows_of_wide_tables_are_bounded_by_their_numbers() -> None:
+    for columns, made in ((800, 80_000), (2000, 2**26 // 2000), (20_000, 5000)):
+        samples = np.zeros((2, columns), np.float32)
+        assert defaults(samples, 5000).cache.transfer.synthetic == [Exchange(rows=made)]
+    frame = pd.DataFrame(np.zeros((2, 2000)), columns=[f"c{place}" for place in range(2000)])
+    assert defaults(frame, 5000).cache.transfer.synthetic == [Exchange(rows=2**26 // 2000)]
+    # A pool that is larger than this bound needs none.
+    assert defaults(samples, 5000, 6000).cache.transfer.synthetic == []
+
+
 @pytest.mark.parametrize("kind", SAMPLES)
 def test_trainings_find_their_numbers_by_themselves(kind: str) -> None:
     made = defaults(SAMPLES[kind], 60, 15)
