@@ -43,9 +43,9 @@ class Browser:
         self._process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             port, path = self._address()
-            self._socket = websockets.connect(
-                f"ws://127.0.0.1:{port}{path}", max_size=None, open_timeout=STARTED
-            )
+            address = f"ws://127.0.0.1:{port}{path}"
+            opened = websockets.connect(address, max_size=None, open_timeout=STARTED)
+            self._socket = self._left.enter_context(opened)
             self._session: str | None = None
             target = self.call("Target.createTarget", url="about:blank")["targetId"]
             attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
