@@ -1,6 +1,7 @@
 # make demo    an ensemble becomes one small model, with the report     make test    all tests
 # Both set up .venv by themselves: torch, the other packages, the compiled extension. A second call sets up nothing again.
 # make test-slow    the long tests that make test leaves out: kills, fuzzing, many odd models (up to 40 minutes)
+# make test-page    the report's pages in a headless Chromium, with axe-core (needs chromium and npm)
 #   TORCH=torch make demo    take the registry's newest torch (with CUDA) instead of the pinned one
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ PIP := $(BIN)/python -m pip install -q --no-compile --disable-pip-version-check
 MAKEFLAGS += -j2
 SOURCES := setup.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.def')
 
-.PHONY: demo test test-slow setup lint format bench docs clean
+.PHONY: demo test test-slow test-page setup lint format bench docs clean
 .DEFAULT_GOAL := demo
 
 demo: setup
@@ -53,6 +54,14 @@ setup: .venv/.installed .venv/.built
 	@echo "installing the other packages ..."
 	@ENSDISTILL_SKIP_EXTENSION=1 $(PIP) --no-build-isolation -e '.[dev]'
 	@touch $@
+
+# The rules for accessible pages that tests/report/test_report_browser.py applies, in Chromium.
+build/axe.min.js:
+	@mkdir -p build/axe && cd build/axe && npm pack --silent axe-core@4.14.1 >/dev/null && tar -xzf axe-core-4.14.1.tgz && \
+	  mv package/axe.min.js .. && cd .. && rm -r axe
+
+test-page: setup build/axe.min.js
+	$(BIN)/python -m pytest -n 0 -m slow tests/report/test_report_browser.py
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

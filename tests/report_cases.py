@@ -6,7 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from ensdistill.report.results import STUDENT_KINDS, MemberResult, ModelResult, RunResults, StudentResults
+from ensdistill.report.results import (
+    STUDENT_KINDS,
+    MemberResult,
+    ModelResult,
+    Predicted,
+    RunResults,
+    StudentResults,
+)
 
 ROWS, CLASSES = 697, 10
 HELPED = {
@@ -80,6 +87,9 @@ def run_results(*levels: dict[str, float], seeds: tuple[int, ...] = (0, 1, 2), *
             120_000,
             latency(0.4),
             held_out_nll=[0.2] * len(seeds),
+            others=Predicted(
+                model("ensemble", all_levels[0]["ensemble"] - weight / 20, labels).probabilities
+            ),
         )
         for name, weight, accuracy in (
             ("cnn-0", 0.24, 0.955),
@@ -110,5 +120,16 @@ def run_results(*levels: dict[str, float], seeds: tuple[int, ...] = (0, 1, 2), *
         "students": students,
         "environment": {"cpu": "Xeon", "threads": 2, "torch": "2.13.0"},
         "timings": {"teachers": 31.4, "cache": 1.2, "student": 80.0},
+        "storage": {"teachers": 1_240_000, "cache": 330_000},
+        "inputs": [np.random.default_rng(seed).random((ROWS, 1, 8, 8)) for seed in seeds],
+        "uids": [7 * np.arange(ROWS) + seed for seed in seeds],
+        "forecast": {
+            "over_best_member": {
+                "accuracy": {"mean": 0.012, "low": 0.003, "high": 0.021},
+                "nll": {"mean": 0.04, "low": 0.01, "high": 0.07},
+            },
+            "expected": {"mlp": {"share": 0.6, "error": 0.2}},
+            "source": "the mean of 72 students on 9 data sets",
+        },
     }
     return RunResults(**{**fields, **changes})

@@ -10,8 +10,10 @@ from report_cases import latency
 from scipy.special import expit
 
 from ensdistill.common.tasks import Task
+from ensdistill.data.samples import as_samples
 from ensdistill.report import Forecasts, MemberResult, ModelResult, RunResults, StudentResults
-from ensdistill.report.results import SMOOTHED, STUDENT_KINDS
+from ensdistill.report.measures import MEASURES
+from ensdistill.report.results import SMOOTHED, STUDENT_KINDS, Predicted
 
 ROWS = 120
 # The noise of each model: on log-odds, or on means.
@@ -101,6 +103,13 @@ def number_results(
     return _results("regression", seeds, levels, predicted, fields, without_variance)
 
 
+def _samples(task: Task, rows: int) -> Any:
+    """Texts of labels, and rows of numbers."""
+    if task == "multilabel":
+        return as_samples([f"text {i}: a tool that reads & writes <files>" for i in range(rows)])
+    return np.random.default_rng(0).normal(size=(rows, 5))
+
+
 def _results(
     task: Task,
     seeds: tuple[int, ...],
@@ -131,6 +140,7 @@ def _results(
             bytes=9,
             latency_ms=latency(0.3),
             held_out_nll=[0.4] * len(seeds),
+            others=Predicted(**predicted(1.05 + 0.1 * i)),
             **predicted(1.0 + 0.1 * i),
         )
         for i, name in enumerate(("forest", "booster"))
@@ -153,6 +163,16 @@ def _results(
         "students": [student],
         "environment": {"cpu": "Xeon"},
         "timings": {"teachers": 31.4},
+        "storage": {"teachers": 1_240_000},
+        "inputs": [_samples(task, len(labels)) for labels in fields["labels"]],
+        "uids": [np.arange(len(labels)) for labels in fields["labels"]],
+        "forecast": {
+            "over_best_member": {
+                metric.name: {"mean": 0.01, "low": 0.0, "high": 0.02} for metric in MEASURES[task].deciding
+            },
+            "expected": {},
+            "source": "no share is learned for this task",
+        },
         "task": task,
         "auto": {"minutes": 4.0, "seconds": 200.0, "left_out": {"wide": "it takes longer than its share"}},
     }

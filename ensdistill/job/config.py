@@ -318,6 +318,9 @@ class Config(SearchBudget):
         The largest share of the test rows that may equal a row that is trained on (labelled, pool or
         synthetic); with more the job is refused. Coarse categorical tables hold equal rows legitimately:
         allow more there. The report counts the copies, and gives the figures without them too.
+    show_rows : bool
+        Whether the report has the test rows themselves (fields, texts, pictures) on which students and
+        ensemble differ most. False where no row may leave the machine.
     """
 
     data: Dataset
@@ -330,6 +333,7 @@ class Config(SearchBudget):
     workers: int = 0
     threads: int = 1
     max_test_copies: float = 0.01
+    show_rows: bool = True
     _splits: dict[int, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -18,20 +18,24 @@ from ensdistill.common.files import read_json
 from ensdistill.common.progress import UnitProgress
 from ensdistill.data import batches as b
 from ensdistill.data.tasks import task_of_labels
+from ensdistill.job.accounts import forecast_of, seconds_of, stored_bytes
 from ensdistill.job.check import copies_of
 from ensdistill.job.exports import exports_of
 from ensdistill.job.predictions import (
     HeldOut,
+    Mixed,
     Prediction,
     direct_scaling,
     fields_of,
     of_ensemble,
+    others_of,
     served,
 )
 from ensdistill.job.run_folder import RunFolder, Unit
 from ensdistill.job.scaling import calibration_rows
 from ensdistill.job.thresholds import Thresholds
 from ensdistill.loss import ops
+from ensdistill.report.footnotes import NETWORKS, SCALING
 from ensdistill.report.measures import MEASURES
 from ensdistill.report.results import (
     BATCHES,
@@ -43,7 +47,6 @@ from ensdistill.report.results import (
     RunResults,
     StudentResults,
 )
-from ensdistill.report.table import NETWORKS, SCALING
 from ensdistill.student.automatic import Automatic
 from ensdistill.teachers import Ensemble
 from ensdistill.teachers.fitting.scaling import closest_scaling
@@ -69,8 +72,7 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None, *, timed: boo
     config, trusted = run.config, run.trusted
     splits = [config.split(seed) for seed in range(config.seeds)]
     task = splits[0].task
-    members: list[list[Prediction]] = []
-    mixtures: list[Prediction] = []
+    mixed: list[Mixed] = []
     ensembles: list[Any] = []
     best: list[str] = []
     held_out: list[dict[str, float | None]] = []
@@ -78,9 +80,7 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None, *, timed: boo
         unit = Unit("teachers", seed)
         ensemble = Ensemble.load(run.of(unit) / "ensemble", trusted)
         asked, known = ensemble.for_uids(split.test.uids), HeldOut.read(run.held_out(seed))
-        own_predictions, mixture = of_ensemble(asked, split.test.inputs, known)
-        members.append(own_predictions)
-        mixtures.append(mixture)
+        mixed.append(of_ensemble(asked, split.test.inputs, known))
         ensembles.append(ensemble)
         best.append(run.record(unit)["best_member"])
         held_out.append(run.record(unit).get("held_out_nll", {}))
@@ -99,14 +99,15 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None, *, timed: boo
                 member.name,
                 shares,
                 temperatures,
-                **fields_of([p[k] for p in members]),
+                **fields_of([one.members[k] for one in mixed]),
+                others=others_of(mixed, k),
                 held_out_nll=own if len(own) == config.seeds else [],
                 **cost,
             )
         )
         report("members' latency", k + 1, len(first.members))
     positions = [e.names.index(name) for e, name in zip(ensembles, best, strict=True)]
-    chosen = [p[k] for p, k in zip(members, positions, strict=True)]
+    chosen = [one.members[k] for one, k in zip(mixed, positions, strict=True)]
     best_cost = member_results[positions[0]]
     best_result = ModelResult(
         "best_member",
@@ -120,7 +121,7 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None, *, timed: boo
     asked = first if stored else first.weighted()  # members without weight cost nothing
     ensemble_result = ModelResult(
         "ensemble",
-        **fields_of(mixtures),
+        **fields_of([one.mixture for one in mixed]),
         **_cost(asked, _mixture_of(asked) if timed and not stored else None, sample),
     )
     weights = [split.test.weights for split in splits]
@@ -145,7 +146,7 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None, *, timed: boo
         members=member_results,
         students=students,
         environment=environment(),
-        timings=_timings(run),
+        timings=seconds_of(run),
         copies=copies,
         exports=exports_of(run.path),
         weights=[] if any(w is None for w in weights) else [w for w in weights if w is not None],
@@ -153,7 +154,11 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None, *, timed: boo
         searches=_searches(run),
         auto=_auto(run),
         task=task,
-        outputs=[] if task == "classification" else list(splits[0].classes),
+        outputs=list(splits[0].classes),
+        inputs=[split.test.inputs for split in splits] if config.show_rows else [],
+        uids=[split.test.uids for split in splits],
+        storage=stored_bytes(run),
+        forecast=forecast_of(run),
     )
 
 
@@ -341,21 +346,6 @@ def environment() -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-
-
-def _timings(run: RunFolder) -> dict[str, float]:
-    """Seconds of work in each stage, over all seeds."""
-    stages: dict[str, float] = {}
-    for seed in range(run.config.seeds):
-        names = list(run.config.distill.students)
-        for unit in [
-            Unit("teachers", seed),
-            Unit("cache", seed),
-            *(Unit("search", seed, n) for n in run.config.searched),
-            *(Unit(s, seed, n) for s in ("direct", "distill") for n in names),
-        ]:
-            stages[unit.stage] = stages.get(unit.stage, 0.0) + run.record(unit)["seconds"]
-    return {stage: round(seconds, 2) for stage, seconds in stages.items()}
 
 
 def _names(values: list[str]) -> str:

@@ -15,8 +15,11 @@ from scipy.special import expit
 from ensdistill.common.tasks import Task, task_of
 from ensdistill.report.multilabel_metrics import LabelProbabilities, tuned_thresholds
 from ensdistill.report.regression_metrics import Forecasts
+from ensdistill.report.results import Predicted
 from ensdistill.teachers.choices import HELD_OUT, scaling_of
+from ensdistill.teachers.fitting.calibration import log_mixture
 from ensdistill.teachers.fitting.calibration import probabilities as probabilities_of
+from ensdistill.teachers.fitting.multilabel import mixture_of_labels
 from ensdistill.teachers.fitting.scaling import Scaling
 from ensdistill.teachers.members import Member, Moments
 from ensdistill.teachers.members.moments import as_arrays, of_arrays
@@ -138,17 +141,55 @@ class HeldOut:
         return self.predictions[chosen]
 
 
-def of_ensemble(ensemble: Any, samples: Any, held_out: HeldOut) -> tuple[list[Prediction], Prediction]:
-    """The predictions of each member, and of the mixture, for the samples of a test set; ``ensemble`` is the
-    one for their uids."""
+@dataclass(frozen=True, eq=False)
+class Mixed:
+    """Predictions of an ensemble for the samples of a test set.
+
+    Parameters
+    ----------
+    members : list of Prediction
+        Of each member alone.
+    mixture : Prediction
+    others : list of Prediction or None
+        Of the mixture without each member; None where the others have no weight.
+    """
+
+    members: list[Prediction]
+    mixture: Prediction
+    others: list[Prediction | None]
+
+
+def others_of(seeds: Sequence[Mixed], k: int) -> Predicted | None:
+    """The mixture without member ``k`` in all seeds; None where some seed has none."""
+    found = [one.others[k] for one in seeds]
+    there = [one for one in found if one is not None]
+    return Predicted(**fields_of(there)) if len(there) == len(found) else None
+
+
+def _without_each(weights: np.ndarray) -> list[np.ndarray | None]:
+    """The weights without each member, in the same proportions; None where no weight is left."""
+    found: list[np.ndarray | None] = []
+    for k in range(len(weights)):
+        rest = np.where(np.arange(len(weights)) == k, 0.0, weights)
+        found.append(rest / rest.sum() if rest.sum() > 0 else None)
+    return found
+
+
+def of_ensemble(ensemble: Any, samples: Any, held_out: HeldOut) -> Mixed:
+    """The predictions of an ensemble's members and mixtures; ``ensemble`` is the one for the samples'
+    uids."""
     if ensemble.task == "regression":
         return _of_regressors(ensemble, samples)
     logits = np.asarray(ensemble.predict_logits(samples), np.float64)
     # A member alone has its own temperature; the mixture's is a correction to the mixture.
     own = [Prediction.of(ensemble.task, z * ensemble.temperature) for z in logits]
     mixture = ensemble.combine(logits)
+    others = [
+        None if weights is None else _mixed(ensemble, logits, weights)
+        for weights in _without_each(ensemble.weights)
+    ]
     if ensemble.task == "classification":
-        return own, Prediction(mixture)
+        return Mixed(own, Prediction(mixture), others)
     known = ensemble.apply_temperatures(held_out.predictions).astype(np.float64)
     judged, labels = held_out.judged, held_out.labels
     own = [
@@ -156,19 +197,42 @@ def of_ensemble(ensemble: Any, samples: Any, held_out: HeldOut) -> tuple[list[Pr
         for one, z, there in zip(own, known, judged, strict=True)
     ]
     whole_mixture = Prediction(LabelProbabilities(mixture))
-    return own, whole_mixture.with_thresholds(ensemble.combine(known) if judged.all() else None, labels)
+    tuned = whole_mixture.with_thresholds(ensemble.combine(known) if judged.all() else None, labels)
+    return Mixed(own, tuned, others)
 
 
-def _of_regressors(ensemble: Any, samples: Any) -> tuple[list[Prediction], Prediction]:
+def _mixed(ensemble: Any, logits: np.ndarray, weights: np.ndarray) -> Prediction:
+    """The mixture of a classifier's members by other weights."""
+    if ensemble.task == "multilabel":
+        return Prediction(LabelProbabilities(mixture_of_labels(logits, weights, ensemble.combiner)))
+    return Prediction(np.exp(log_mixture(logits, weights, ensemble.combiner)))
+
+
+def _of_regressors(ensemble: Any, samples: Any) -> Mixed:
     own = []
     for member in ensemble.members:
         values = over_parts(samples, partial(predicted, member, names=ensemble.classes))
         variance = None if np.isnan(values[:, 1]).any() else values[:, 1]
         own.append(Prediction(Forecasts(values[:, 0], variance)))
     chosen = ensemble.weighted()
-    moments = chosen.predict_distribution(samples)
+    given = chosen.predict_moments(samples)
+    moments = chosen.combine(given)
     interval = None if chosen.interval is None else chosen.interval_of(moments)
-    return own, Prediction(Forecasts(moments.mean, moments.variance, interval))
+    others = [
+        Prediction(Forecasts(*moments)) if weight == 0 else _without(chosen, given, name)
+        for name, weight in zip(ensemble.names, ensemble.weights, strict=True)
+    ]
+    return Mixed(own, Prediction(Forecasts(moments.mean, moments.variance, interval)), others)
+
+
+def _without(ensemble: Any, moments: Moments, name: str) -> Prediction | None:
+    """The mixture of regressors without one of them; None where it is the only one."""
+    kept = [k for k, other in enumerate(ensemble.names) if other != name]
+    if not kept:
+        return None
+    variance = None if moments.variance is None else moments.variance[kept]
+    rest = ensemble.only(*(ensemble.names[k] for k in kept))
+    return Prediction(Forecasts(*rest.combine(Moments(moments.mean[kept], variance))))
 
 
 def direct_held_out(folder: Path) -> np.ndarray | None:

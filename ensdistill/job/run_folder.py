@@ -269,7 +269,11 @@ class RunFolder:
         config, package = self.config, Path(__file__).parents[1]
         code = [
             *sorted(p for p in (package / "report").iterdir() if p.is_file()),
-            *(package / "job" / name for name in ("evaluate.py", "predictions.py", "scaling.py")),
+            *(package / "job" / f"{name}.py" for name in ("accounts", "evaluate", "predictions", "scaling")),
+            *(
+                package / name
+                for name in ("job/preflight.py", "student/preflight.py", "student/retention.py")
+            ),
             *(package / "teachers" / "fitting" / name for name in ("calibration.py", "scaling.py")),
             package / "data" / "copies.py",
         ]
@@ -279,6 +283,7 @@ class RunFolder:
             config.name,
             type(config.data).__name__,
             {name: s.description for name, s in config.distill.students.items()},
+            config.show_rows,
         ]
         made = [self.digest(unit) for unit in self.units("report")]
         exports = exports_of(self.path)  # their figures are shown, too

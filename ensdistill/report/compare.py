@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +13,38 @@ from rich.table import Table
 from rich.text import Text
 
 from ensdistill.common import files
+from ensdistill.common.tasks import Task
 from ensdistill.report import html
+from ensdistill.report.captions import shown_figures
+from ensdistill.report.cells import gain_cell, kept_cell, metric_cell, milliseconds, parameters, size
+from ensdistill.report.cost_figure import Mark, beside, draw
+from ensdistill.report.drawing import Drawn, in_parts, lay_out, styled
 from ensdistill.report.measures import MEASURES, Metric
-from ensdistill.report.table import (
-    check_version,
-    gain_cell,
-    kept_cell,
-    look,
-    metric_cell,
-    milliseconds,
-    parameters,
-    size,
-)
+from ensdistill.report.sections import Section
+from ensdistill.report.table import check_version, look
 from ensdistill.report.verdict import KIND_LABELS, headline
 
 KINDS = ("ensemble", "best_member", "direct", "student")
 STUDENT = KIND_LABELS["student"]  # the row that stands out
+FRONTIER = (
+    "Each student, joined to its direct model of the same cost, and each run's ensemble: on the test rows of "
+    "the run, timed on its machine."
+)
 LABEL_WIDTH, COLUMN_WIDTH = 24, 18  # of the table in a terminal
 
 
 @dataclass(frozen=True)
 class Column:
-    """One student of one run: its headline and the colour of that, and cells by (section, row), in the order
-    in which they are shown."""
+    """One student of one run: its headline and the colour of that, cells by (section, row), in the order
+    in which they are shown, and the report's entries of its models by kind."""
 
     title: str
     run: str
     headline: str
     look: str
     cells: dict[tuple[str, str], str]
+    task: Task
+    models: dict[str, Any]
 
 
 def compared(runs: Sequence[tuple[str, dict[str, Any]]]) -> list[Column]:
@@ -96,7 +99,38 @@ def _column(run: str, report: dict[str, Any], name: str, student: dict[str, Any]
         for batch in ("batch_1", "batch_256"):
             time = milliseconds(model["latency_ms"][batch]["p50"])
             cells["cost to serve", f"{label}, ms {batch.replace('_', ' ')}"] = time
-    return Column(f"{run}: {name}", run, headline(name, student), look(student), cells)
+    title = f"{run}: {name}"
+    return Column(title, run, headline(name, student), look(student), cells, report["task"], models)
+
+
+def overview(columns: Sequence[Column]) -> Section:
+    """A row for each student: the deciding metrics, the shares kept, and what it costs to serve."""
+    deciding = MEASURES[columns[0].task].deciding
+    wanted = [
+        *((m.heading, key, heading) for m in deciding
+          for key, heading in ((STUDENT, m.heading), ("kept over direct", f"{m.label} gain kept"))),
+        ("cost to serve", "student, bytes", "bytes"),
+        ("cost to serve", "student, ms batch 1", "batch 1, ms"),
+    ]  # fmt: skip
+    rows = [(one.title, *(one.cells[section, key] for section, key, _ in wanted)) for one in columns]
+    about = "A head of a column sorts by it. Kept: the student's share of the ensemble's gain over direct."
+    return Section("Students", about, ("", *(heading for _, _, heading in wanted)), rows)
+
+
+def frontier(columns: Sequence[Column]) -> Drawn:
+    """Quality against cost of each student, with its direct model, and of each run's ensemble."""
+    marks: list[Mark] = []
+    known: set[str] = set()
+    for i, one in enumerate(columns):
+        if one.run not in known:
+            marks.append(
+                Mark("ensemble", one.models["ensemble"], one.run, {"xytext": (0, 8), "ha": "center"})
+            )
+        known.add(one.run)
+        marks.append(Mark("direct", one.models["direct"]))
+        marks.append(Mark("student", one.models["student"], one.title, beside(i)))
+    with styled():
+        return in_parts(lay_out(draw(marks, columns[0].task)), "frontier")
 
 
 def differences(runs: Sequence[tuple[str, dict[str, Any], list[dict[str, str]] | None]]) -> list[str]:
@@ -198,12 +232,19 @@ def write_comparison(columns: Sequence[Column], notes: Sequence[str], file: Path
     Raises
     ------
     ModuleNotFoundError
-        Jinja2 isn't installed.
+        matplotlib or Jinja2 isn't installed.
     """
     sections: dict[str, list[str]] = {}
     for section, row in columns[0].cells:
         sections.setdefault(section, []).append(row)
+    (shown,) = shown_figures(columns[0].task, {"frontier": frontier(columns)})["frontier"]
     page = html.template("compare.html.j2").render(
-        columns=columns, sections=sections, notes=notes, student=STUDENT
+        columns=columns,
+        sections=sections,
+        notes=notes,
+        student=STUDENT,
+        overview=overview(columns),
+        figure_of=replace(shown, caption=FRONTIER),
+        **html.script(),
     )
     files.write_bytes(file, page.encode())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ensdistill.common.tasks import Task
-from ensdistill.report import label_figures, number_figures
+from ensdistill.report import cost_figure, label_figures, number_figures, uncertainty_figure
 from ensdistill.report.drawing import (
     COLOURS,
     DASHES,
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 
 Drawing = Callable[[RunResults, dict[str, Any]], "Figure | None"]
 _OWN: dict[Task, dict[str, Drawing]] = {
-    "classification": {"reliability": reliability},
+    "classification": {"reliability": reliability, "classes": label_figures.draw},
     "multilabel": {"label_reliability": reliability, "labels": label_figures.draw},
     "regression": {"predictions": number_figures.draw},
 }
 
 
 def draw(results: RunResults, report: dict[str, Any]) -> dict[str, Figure]:
-    """Every figure by file stem: metrics, those of the task, latency, and learning_curves where curves were
-    recorded.
+    """Every figure by file stem: metrics, frontier, those of the task, uncertainty where the models have one,
+    and learning_curves where curves were recorded.
 
     Parameters
     ----------
@@ -53,9 +53,12 @@ def draw(results: RunResults, report: dict[str, Any]) -> dict[str, Figure]:
     """
     with styled():
         own = {stem: drawing(results, report) for stem, drawing in _OWN[results.task].items()}
-        figures = {"metrics": _metrics(report)}
+        own["uncertainty"] = uncertainty_figure.draw(report)
+        figures = {
+            "metrics": _metrics(report),
+            "frontier": cost_figure.draw(list(cost_figure.marks_of(report)), report["task"]),
+        }
         figures |= {stem: figure for stem, figure in own.items() if figure is not None}
-        figures["latency"] = _latency(report)
         if any(student.curves for student in results.students):
             figures["learning_curves"] = _learning_curves(results)
         for figure in figures.values():
@@ -116,7 +119,7 @@ def _learning_curves(results: RunResults) -> Figure:
     them; first seed."""
     labels, watched = kind_labels(results.task), METRICS[MEASURES[results.task].watched]
     students = [student for student in results.students if student.curves]
-    figure, axes = panels(10.4, 3.3 * len(students), len(students), 2)
+    figure, axes = panels(8.8, 3.3 * len(students), len(students), 2)
     for row, student in zip(axes, students, strict=True):
         for kind, points in student.curves.items():
             look = {
@@ -140,58 +143,4 @@ def _learning_curves(results: RunResults) -> Figure:
         (row[0].get_legend_handles_labels() for row in axes), key=lambda entry: len(entry[1])
     )
     figure.legend(handles, names, loc="outside lower center", ncols=len(names))
-    return figure
-
-
-def _latency(report: dict[str, Any]) -> Figure:
-    """The first metric against the median time of a batch of 1 and of 256."""
-    from matplotlib.lines import Line2D
-
-    labels, metric = kind_labels(report["task"]), MEASURES[report["task"]].metrics[0]
-
-    above: dict[str, Any] = {"xytext": (0, 8), "ha": "center"}
-    below: dict[str, Any] = {"xytext": (0, -13), "ha": "center", "va": "top"}
-    points: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
-        (kind.replace("_", " "), kind, place, report["models"][kind])
-        for kind, place in (("ensemble", above), ("best_member", below))
-    ]
-    for i, (name, student) in enumerate(report["students"].items()):
-        # Often beside the next student, and at its direct twin, of the same speed, where the two are as good.
-        side, across = ("left", 9) if i % 2 else ("right", -9)
-        for kind, up, edge in (("direct", -2, "top"), ("student", 2, "bottom")):
-            place = {"xytext": (across, up), "ha": side, "va": edge}
-            points.append((f"{name}, {kind}", kind, place, student["models"][kind]))
-    figure, axes = panels(10.4, 3.9, 1, 2, sharey=True)
-    for axis, batch in zip(axes[0], ("batch_1", "batch_256"), strict=True):
-        for member in report["members"]:
-            if member["latency_ms"][batch]["p50"] is not None:
-                axis.plot(
-                    member["latency_ms"][batch]["p50"],
-                    metric.scale * member[metric.name]["mean"],
-                    ".",
-                    color=OTHER,
-                    markersize=8,
-                )
-        for label, kind, place, model in points:
-            x, y = model["latency_ms"][batch]["p50"], metric.scale * model[metric.name]["mean"]
-            if x is None:
-                continue
-            axis.plot(x, y, MARKERS[kind], color=COLOURS[kind], markersize=8)
-            axis.annotate(label, (x, y), textcoords="offset points", fontsize=9, **place)
-        if axis.lines:  # matplotlib has no logarithmic ticks without a point
-            axis.set_xscale("log")
-            plain_log_ticks(axis.xaxis)
-        axis.margins(x=0.36, y=0.14)
-        axis.set(title=f"batch of {batch.removeprefix('batch_')}", xlabel="median latency, ms")
-    axes[0, 0].set_ylabel(metric.title)
-    entries: Sequence[tuple[str, str, str]] = [
-        (labels[kind], MARKERS[kind], COLOURS[kind])
-        for kind in ("ensemble", "best_member", "direct", "student")
-    ]
-    entries = [*entries, ("member", ".", OTHER)] if report["members"] else entries
-    handles = [
-        Line2D([], [], marker=marker, color=colour, linestyle="", label=label)
-        for label, marker, colour in entries
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), handletextpad=0.1)
     return figure

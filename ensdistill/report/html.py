@@ -3,60 +3,33 @@ on disk."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ensdistill.common import files
-from ensdistill.common.tasks import Task
-from ensdistill.report import figures, table
-from ensdistill.report.drawing import FEW, png, svg
+from ensdistill.report import cells, figures, footnotes, outputs, sections, table
+from ensdistill.report.captions import SEARCH, WHOLE, shown_figures
+from ensdistill.report.drawing import Drawn, in_parts, lay_out, png, svg
 from ensdistill.report.frontier import draw
 from ensdistill.report.judge import judge
 from ensdistill.report.measures import MEASURES
 from ensdistill.report.results import SHARED_KINDS, RunResults
 from ensdistill.report.verdict import METRIC_LABELS, headline, kind_labels
 
-_CAPTIONS = {
-    "metrics": (
-        "Every model",
-        "Large marks are means over seeds, small dots the seeds; a hollow mark is the model of that colour "
-        "after {scaling} scaling.",
-    ),
-    "reliability": (
-        "Reliability",
-        "Accuracy of the test rows whose top label has about that confidence, all seeds together; on the "
-        "dashed line the confidence "
-        f"is right. A mark's area follows its number of rows; faint ones stand for fewer than {FEW}.",
-    ),
-    "label_reliability": (
-        "Reliability",
-        "The share of test rows that have a label, among those to which a model gives about that "
-        "probability; all labels and seeds together. On the dashed line the probability is right. A mark's "
-        f"area follows its number of rows; faint ones stand for fewer than {FEW}.",
-    ),
-    "labels": (
-        "Average precision of labels",
-        "The gain of ensemble and student over direct, in points, the mean over seeds. Where there are many "
-        "labels, those with the largest change. In brackets the number of positive test rows.",
-    ),
-    "predictions": (
-        "Predicted and true",
-        "Left test rows of the first seed, a sample where there are many; each number in its standard "
-        "deviations, where there are several. Beside them the student's errors; the band is its interval of "
-        "90 %, the mean of rows with about that prediction. Right, of models with a variance, the share of "
-        "labels within the central Gaussian interval of each probability, the mean over seeds: below the "
-        "dashed line the intervals are too narrow.",
-    ),
-    "learning_curves": (
-        "Learning curves",
-        "First seed. The objectives differ, so the losses on the left compare only with themselves. The "
-        "test rows are watched for this "
-        "picture; nothing is chosen by it.",
-    ),
-}
-
-_SEARCH = "search_"  # before a student's name: the figure of its search
+_CONTENTS = (
+    ("models", "Models"),
+    ("gain", "Retained gain"),
+    ("frontier", "Frontier"),
+    ("members", "Members"),
+    ("confidence", "Confidence"),
+    ("each", "Each of the {outputs}"),
+    ("differences", "Ensemble and student"),
+    ("costs", "Costs and training"),
+    ("making-of", "How this was made"),
+)
 
 
 def write_report(results: RunResults, folder: Path | str) -> dict[str, Any]:
@@ -82,31 +55,32 @@ def write_report(results: RunResults, folder: Path | str) -> dict[str, Any]:
     template("page.html.j2")
     report = judge(results)
     drawn = figures.draw(results, report)
-    drawn |= {f"{_SEARCH}{name}": draw(seeds[0]) for name, seeds in report.get("searches", {}).items()}
+    drawn |= {
+        f"{SEARCH}{name}": lay_out(draw(seeds[0])) for name, seeds in report.get("searches", {}).items()
+    }
     for stem, figure in drawn.items():
         files.write_bytes(folder / "figures" / f"{stem}.png", png(figure))
-    files.write_bytes(
-        folder / "report.html",
-        render(report, {stem: svg(figure) for stem, figure in drawn.items()}).encode(),
-    )
+    drawings = {
+        stem: Drawn([svg(figure, stem)]) if stem in WHOLE else in_parts(figure, stem.replace("_", " "))
+        for stem, figure in drawn.items()
+    }
+    files.write_bytes(folder / "report.html", render(report, drawings).encode())
     files.write_json(folder / "report.json", report)
     return report
 
 
-def render(report: dict[str, Any], drawings: Mapping[str, str]) -> str:
+def render(report: dict[str, Any], drawings: Mapping[str, Drawn]) -> str:
     """The page.
 
     Parameters
     ----------
     report : dict
         The return value of `judge`.
-    drawings : mapping of str to str
-        ``<svg>`` elements by figure name (see `figures.draw`); trusted, unlike every other string, which is
-        escaped.
+    drawings : mapping of str to Drawn
+        By figure name (see `figures.draw`); trusted, unlike every other string, which is escaped.
     """
-    from markupsafe import Markup
-
     table.check_version(report)
+    measures = MEASURES[report["task"]]
     students = [
         {
             "name": name,
@@ -121,30 +95,30 @@ def render(report: dict[str, Any], drawings: Mapping[str, str]) -> str:
         report=report,
         students=students,
         shared_kinds=SHARED_KINDS,
-        measures=MEASURES[report["task"]],
+        measures=measures,
         labels=kind_labels(report["task"]),
         metric_labels=METRIC_LABELS,
         bases=("direct", "strongest alternative"),
-        figures=[(*_caption(stem, report["task"]), Markup(drawing)) for stem, drawing in drawings.items()],
-        notes=table.footnotes(report),
-        format=table,
+        contents=[(anchor, name.format(outputs=measures.outputs)) for anchor, name in _CONTENTS],
+        names=[one["name"] for one in next(iter(report["students"].values()))["outputs"]],
+        figures=shown_figures(report["task"], drawings),
+        sections=sections.sections(report),
+        notes=footnotes.footnotes(report),
+        cells=cells,
+        footnotes=footnotes,
+        outputs=outputs,
+        texts=sections,
+        **script(),
     )
 
 
-def _caption(stem: str, task: Task) -> tuple[str, str]:
-    if stem == "latency":
-        first = MEASURES[task].metrics[0]
-        side = "up" if first.sign > 0 else "down"
-        text = f"Left and {side} is better. The whole batch is timed, on the machine named below."
-        return f"Latency against {first.label}", text
-    if not stem.startswith(_SEARCH):
-        title, text = _CAPTIONS[stem]
-        return title, text.replace("{scaling}", MEASURES[task].scaling)
-    return (
-        f"The search for {stem.removeprefix(_SEARCH)}",
-        "First seed. What the best student of each size keeps on the validation rows, with 95 % intervals; "
-        "the chosen one is ringed.",
-    )
+def script() -> dict[str, Any]:
+    """The page's script, and its digest: the page forbids all others, whatever a name in the data holds."""
+    from markupsafe import Markup
+
+    text = (Path(__file__).parent / "sort.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return {"script": Markup(text), "script_hash": f"sha256-{digest}"}
 
 
 def _detail(verdict: str, title: str) -> str:

@@ -19,6 +19,7 @@ from ensdistill.report.bootstrap import (
     resampled,
     weighted_means,
 )
+from ensdistill.report.differences import furthest_rows, judge_agreement, output_names
 from ensdistill.report.measures import MEASURES, Metric
 from ensdistill.report.results import (
     BATCHES,
@@ -27,15 +28,19 @@ from ensdistill.report.results import (
     SHARED_KINDS,
     MemberResult,
     ModelResult,
+    Predictions,
     RunResults,
     StudentResults,
 )
 from ensdistill.report.table import SCHEMA_VERSION
+from ensdistill.report.uncertainty import judge_uncertainty
 from ensdistill.report.verdict import outcome, verdict
 
 BOOTSTRAP_SEED = 0
 COPIES = ("test", "labelled", "pool", "synthetic", "labelled_in_pool", "other_label", "left_out")
-EACH_KINDS = (*SHARED_KINDS, "direct", "student")  # whose metric of each label or number is shown
+EACH_KINDS = (*SHARED_KINDS, "direct", "student")  # whose metric of each class, label or number is shown
+OWN = ("description", "agreement", "uncertainty", "furthest_rows")  # entries under the student's name alone
+OTHERS = "others"  # beside a member's name: the mixture of the other members
 Key = tuple[str, str]  # a student's name, or "" for a model that all share; and a kind
 
 
@@ -72,8 +77,9 @@ def judge(results: RunResults, *, resamples: int = RESAMPLES) -> dict[str, Any]:
         "name": results.name,
         "dataset": dict(results.dataset),
         "seeds": list(results.seeds),
-        **{key: value for key, value in first.items() if key != "description"},
-        "members": [_describe_member(member, results) for member in results.members],
+        **{key: value for key, value in first.items() if key not in OWN},
+        "over_best_member": draws.gains(("", "ensemble"), ("", "best_member")),
+        "members": [_describe_member(member, results, draws) for member in results.members],
         "students": blocks,
         "weighted": len(results.weights) > 0,
         "baselines": results.baselines,
@@ -82,6 +88,8 @@ def judge(results: RunResults, *, resamples: int = RESAMPLES) -> dict[str, Any]:
         "bootstrap": {"resamples": resamples, "seed": BOOTSTRAP_SEED, "level": LEVEL},
         "environment": dict(results.environment),
         "timings_s": dict(results.timings),
+        "storage_bytes": dict(results.storage),
+        **({"forecast": dict(results.forecast)} if results.forecast else {}),
         **({"auto": dict(results.auto)} if results.auto else {}),
         **({"exports": [dict(one) for one in results.exports]} if results.exports else {}),
         **({"searches": {n: list(s) for n, s in results.searches.items()}} if results.searches else {}),
@@ -109,18 +117,22 @@ class _Draws:
     """Every model's gain-oriented metrics, as means and as bootstrap draws, from one set of resamples."""
 
     def __init__(self, results: RunResults, resamples: int) -> None:
-        models: dict[Key, ModelResult] = {("", kind): getattr(results, kind) for kind in SHARED_KINDS}
+        models: dict[Key, Predictions] = {("", kind): getattr(results, kind) for kind in SHARED_KINDS}
         models |= {
             (student.name, kind): model
             for student in results.students
             for kind, model in student.models.items()
         }
+        # Of a mixture of some members the deciding metrics alone: mAP and F1 are slow to resample.
+        parts = {(m.name, OTHERS): m.others for m in results.members if m.others is not None}
+        models |= parts
         predictions = {key: model.predictions(results.task) for key, model in models.items()}
+        self._compared = MEASURES[results.task].compared
         found = [
             (key, metric)
             for key, values in predictions.items()
-            for metric in MEASURES[results.task].compared
-            if metric.defined(values)
+            for metric in self._compared
+            if metric.defined(values) and (metric.decides or key not in parts)
         ]
         # Means of rows first: they are resampled together, by one product of matrices.
         found.sort(key=lambda one: one[1].rows is None)
@@ -146,6 +158,11 @@ class _Draws:
     def has(self, key: Key, metric: str) -> bool:
         """Whether the model has the metric."""
         return (key, metric) in self._column
+
+    def gains(self, better: Key, base: Key) -> dict[str, Any]:
+        """The lead of one model over another with its interval, by metric that both have."""
+        both = [m.name for m in self._compared if self.has(better, m.name) and self.has(base, m.name)]
+        return {metric: _gain(*self.gain(better, base, metric)) for metric in both}
 
     def gain(self, better: Key, base: Key, metric: str) -> tuple[float, np.ndarray]:
         """The lead of one model over another: of the means, and of each resample."""
@@ -183,10 +200,7 @@ def _student(
     name, measures = student.name, MEASURES[results.task]
     compared = [metric.name for metric in measures.compared]
 
-    def gains(better: Key, base: Key) -> dict[str, Any]:
-        both = [m for m in compared if draws.has(better, m) and draws.has(base, m)]
-        return {metric: _gain(*draws.gain(better, base, metric)) for metric in both}
-
+    gains = draws.gains
     ensemble, direct, own = ("", "ensemble"), (name, "direct"), (name, "student")
 
     def key(kind: str) -> Key:
@@ -233,8 +247,10 @@ def _student(
             for family in FAMILIES
         },
     }
-    if measures.each is not None:
-        block["outputs"] = _outputs(student, results)
+    block["outputs"] = _outputs(student, results)
+    block["agreement"] = judge_agreement(student, results)
+    block["uncertainty"] = judge_uncertainty(student, results)
+    block["furthest_rows"] = furthest_rows(student, results)
     block["serving"] = _serving(block["models"]["ensemble"], block["models"]["student"])
     block["outcome"] = outcome(block)
     block["verdict"] = verdict(name, block, len(results.seeds), results.task)
@@ -242,9 +258,8 @@ def _student(
 
 
 def _outputs(student: StudentResults, results: RunResults) -> list[dict[str, Any]]:
-    """The metric of each label or number by itself, the mean over the seeds where it is defined."""
+    """The metric of each class, label or number by itself, the mean over the seeds where it is defined."""
     each = MEASURES[results.task].each
-    assert each is not None
     models = {kind: getattr(results, kind) for kind in SHARED_KINDS} | dict(student.models)
     values = {
         kind: [
@@ -255,11 +270,11 @@ def _outputs(student: StudentResults, results: RunResults) -> list[dict[str, Any
         ]
         for kind in EACH_KINDS
     }
-    described = np.mean([each.describe(labels) for labels in results.labels], axis=0)
-    names = results.outputs or [str(i) for i in range(len(described))]
+    names = output_names(results)
+    described = np.mean([each.describe(labels, len(names)) for labels in results.labels], axis=0)
     return [
         {
-            "name": str(name),
+            "name": name,
             each.about: float(described[i]),
             each.metric.name: {kind: _mean_where_defined([v[i] for v in of]) for kind, of in values.items()},
         }
@@ -305,12 +320,14 @@ def _describe(model: ModelResult | MemberResult, results: RunResults) -> dict[st
     }
 
 
-def _describe_member(member: MemberResult, results: RunResults) -> dict[str, Any]:
+def _describe_member(member: MemberResult, results: RunResults, draws: _Draws) -> dict[str, Any]:
     weighting = {"weight": _over_seeds(member.weights)}
     if len(member.temperatures):
         weighting["temperature"] = _over_seeds(member.temperatures)
     if len(member.held_out_nll):
         weighting["held_out_nll"] = _over_seeds(member.held_out_nll)
+    if member.others is not None:
+        weighting["contribution"] = draws.gains(("", "ensemble"), (member.name, OTHERS))
     return {"name": member.name, **weighting, **_describe(member, results)}
 
 

@@ -1,4 +1,4 @@
-"""The figure of multi-label runs: the average precision that each label gains or loses."""
+"""The figure of classes and labels: the recall, or average precision, that each one gains or loses."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ SHOWN = 30  # labels, of which there may be thousands
 
 
 def draw(results: RunResults, report: dict[str, Any]) -> Figure | None:
-    """The gain of ensemble and student over direct in the average precision of each label, one panel for each
-    student; None where no label has a positive row."""
-    each = MEASURES["multilabel"].each
-    assert each is not None
+    """The gain of ensemble and student over direct for each class or label, one panel for each student; None
+    where the metric is defined for none of them."""
+    each = MEASURES[results.task].each
     chosen = {}
     for name, student in report["students"].items():
         changed = most_changed(student["outputs"], each, SHOWN)
@@ -29,7 +28,7 @@ def draw(results: RunResults, report: dict[str, Any]) -> Figure | None:
     if not any(chosen.values()):
         return None
     height = 1.1 + 0.22 * max(map(len, chosen.values()))
-    figure, axes = panels(5.2 * len(chosen) + 1.5, height, 1, len(chosen))
+    figure, axes = panels(4.6 * len(chosen), height, 1, len(chosen))
     for axis, (name, outputs) in zip(axes[0], chosen.items(), strict=True):
         axis.axvline(0, color=INK, linestyle="--", alpha=0.4, linewidth=1)
         for kind in ("ensemble", "student"):
@@ -49,7 +48,7 @@ def draw(results: RunResults, report: dict[str, Any]) -> Figure | None:
         axis.set_yticks(range(len(outputs)), names)
         axis.set_ylim(-0.7, len(outputs) - 0.3)
         axis.tick_params(axis="y", length=0)
-        axis.set(title=name, xlabel="average precision over direct, points")
+        axis.set(title=name, xlabel=f"{each.metric.label} over direct, points")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return figure

@@ -101,7 +101,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Each:
-    """A metric of each label or number by itself.
+    """A metric of each class, label or number by itself.
 
     Parameters
     ----------
@@ -112,13 +112,13 @@ class Each:
     about : str
         The name of a further column.
     describe : callable
-        labels -> [C], the values of that column.
+        (labels, C) -> [C], the values of that column.
     """
 
     metric: Metric
     values: Callable[[Any, np.ndarray, np.ndarray | None], np.ndarray]
     about: str
-    describe: Callable[[np.ndarray], np.ndarray]
+    describe: Callable[[np.ndarray, int], np.ndarray]
 
     def change(self, one: Mapping[str, Any], of: str = "student", over: str = "direct") -> float | None:
         """By how much one model is better than another in an entry of the report's ``outputs``."""
@@ -153,7 +153,7 @@ class Measures:
         The words for the C classes or D numbers, and for predictions in messages.
     gains, about : str
         Sentences for the footnotes.
-    each : Each, optional
+    each : Each
     scaling : str
         The word for what a scaled model's fit changes.
     """
@@ -167,7 +167,7 @@ class Measures:
     predictions: str
     gains: str
     about: str
-    each: Each | None = None
+    each: Each
     scaling: str = "temperature"
     by_name: Mapping[str, Metric] = field(init=False)
 
@@ -214,7 +214,13 @@ _CLASSES = Measures(
     predictions="probabilities",
     gains="accuracy in points",
     about="Brier sums over classes; ECE has 15 equal bins of the top label's confidence, aECE (adaptive) 15 "
-    "bins of about as many rows each.",
+    "bins of about as many rows each. Recall is the accuracy on the rows of one class.",
+    each=Each(
+        Metric("recall", "recall", 1, percent=True),
+        metrics.recalls,
+        "rows",
+        lambda labels, count: np.bincount(labels, minlength=count),
+    ),
 )
 
 _LABELS = Measures(
@@ -268,7 +274,7 @@ _LABELS = Measures(
         Metric("ap", "average precision", 1, percent=True),
         multilabel_metrics.average_precisions,
         "positives",
-        lambda labels: (labels == 1).sum(0),
+        lambda labels, _: (labels == 1).sum(0),
     ),
 )
 
@@ -325,7 +331,7 @@ _NUMBERS = Measures(
         Metric("rmse", "RMSE in the data's units", -1),
         regression_metrics.rmse_each,
         "deviation",
-        regression_metrics.deviations,
+        lambda labels, _: regression_metrics.deviations(labels),
     ),
     scaling="variance",
 )

@@ -94,6 +94,21 @@ def correct_rows(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return (probabilities.argmax(axis=1) == labels).astype(np.float64)
 
 
+def recalls(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """The accuracy on the rows of each class, [C]; NaN for a class without rows. See `check` for the
+    arguments.
+
+    Examples
+    --------
+    >>> recalls(np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]]), np.array([0, 1, 1])).tolist()
+    [1.0, 0.5]
+    """
+    right, count = correct_rows(probabilities, labels), probabilities.shape[1]
+    rows = np.bincount(labels, weights, count).astype(np.float64)
+    found = np.bincount(labels, right if weights is None else right * weights, count)
+    return np.divide(found, rows, out=np.full(count, np.nan), where=rows > 0)
+
+
 def nll_rows(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Negative log likelihood of each label in nats. See `check` for the arguments.
 

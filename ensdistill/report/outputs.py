@@ -1,4 +1,4 @@
-"""The rows of a table with the metric of each label or number by itself."""
+"""The rows of a table with the metric of each class, label or number by itself."""
 
 from __future__ import annotations
 
@@ -20,13 +20,27 @@ def most_changed(outputs: list[dict[str, Any]], each: Each, limit: int) -> list[
     return [one for _, one in sorted(largest, key=lambda item: item[0])]
 
 
-def output_rows(outputs: list[dict[str, Any]], each: Each) -> list[list[str]]:
-    """The cells of labels or numbers: the name, the further column, and the metric of `EACH_KINDS`."""
+def output_rows(outputs: list[dict[str, Any]], each: Each, change: bool = False) -> list[list[str]]:
+    """The cells of classes, labels or numbers: the name, the further column, the metric of `EACH_KINDS`; and
+    the ``change``, by how much the student is better than direct."""
     return [
         [
             one["name"],
-            f"{one[each.about]:.5g}",
+            f"{one[each.about]:.4g}",
             *(each.text(one[each.metric.name][kind]) for kind in EACH_KINDS),
+            *([_change(each, one)] * change),
         ]
         for one in outputs
     ]
+
+
+def _change(each: Each, one: dict[str, Any]) -> str:
+    change = each.change(one)
+    if change is None:
+        return "-"
+    return f"{100 * change:+.2f}" if each.metric.percent else f"{change:+.3g}"
+
+
+def most_apart(matrix: list[list[int]]) -> int:
+    """The largest count of a table of two models' classes for which they differ, at least 1."""
+    return max(1, *(count for i, row in enumerate(matrix) for j, count in enumerate(row) if i != j))

@@ -47,7 +47,7 @@ Latency = Mapping[str, Mapping[str, float | None]]  # {"batch_1": {"p50": ms, "p
 CurvePoint = tuple[int, float, float | None]
 
 
-class _Predictions:
+class Predictions:
     """The predictions of a model, by seed."""
 
     probabilities: Sequence[np.ndarray]
@@ -74,7 +74,17 @@ class _Predictions:
 
 
 @dataclass(frozen=True)
-class ModelResult(_Predictions):
+class Predicted(Predictions):
+    """The predictions of a mixture that is no model of the comparison; the fields are those of
+    `ModelResult`."""
+
+    probabilities: Sequence[np.ndarray] = ()
+    thresholds: Sequence[np.ndarray] = ()
+    forecasts: Sequence[Forecasts] = ()
+
+
+@dataclass(frozen=True)
+class ModelResult(Predictions):
     """One model of the comparison.
 
     Parameters
@@ -114,7 +124,7 @@ class ModelResult(_Predictions):
 
 
 @dataclass(frozen=True)
-class MemberResult(_Predictions):
+class MemberResult(Predictions):
     """One teacher: as `ModelResult`, with its weight and temperature in the ensemble.
 
     Parameters
@@ -125,6 +135,9 @@ class MemberResult(_Predictions):
         The divisors of its logits, one for each seed; empty for a regressor, which has none.
     held_out_nll : list of float
         On folds of the labelled rows that it was not trained on, one for each seed; empty where it has none.
+    others : Predicted, optional
+        The mixture of the other members, with their weights in the same proportions. None where there is
+        none, or where it was not computed.
     """
 
     name: str
@@ -138,6 +151,7 @@ class MemberResult(_Predictions):
     held_out_nll: Sequence[float] = ()
     thresholds: Sequence[np.ndarray] = ()
     forecasts: Sequence[Forecasts] = ()
+    others: Predicted | None = None
 
     def __post_init__(self) -> None:
         _check_cost(f"member {self.name!r}", self.parameters, self.bytes, self.latency_ms)
@@ -222,7 +236,17 @@ class RunResults:
         By student that was searched for, and seed: the JSON of the search's result.
     task : {"classification", "multilabel", "regression"}
     outputs : list of str
-        Names of the C labels or D numbers; "0", "1", ... where it is empty. Names of classes are not shown.
+        Names of the C classes, C labels or D numbers; "0", "1", ... where it is empty.
+    inputs : list of samples
+        The test rows themselves (see :mod:`ensdistill.data.samples`), of which the report shows a few; one
+        entry for each seed, or empty.
+    uids : list of ndarray [N_s], int64
+        The numbers of the test rows in their data set, one array for each seed; may be empty.
+    storage : dict of str to int
+        Bytes on disk of each stage.
+    forecast : dict
+        The preflight's: ``over_best_member`` (by metric ``mean``, ``low``, ``high``), ``expected`` (by
+        student ``share`` and ``error``) and ``source``; or ``none``, a sentence. May be empty.
 
     Raises
     ------
@@ -248,6 +272,10 @@ class RunResults:
     searches: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     task: Task = "classification"
     outputs: Sequence[str] = ()
+    inputs: Sequence[Any] = ()
+    uids: Sequence[np.ndarray] = ()
+    storage: Mapping[str, int] = field(default_factory=dict)
+    forecast: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_task(self.task)
@@ -298,6 +326,15 @@ class RunResults:
                         f"{what} of member {member.name!r}: expected finite numbers; got {list(values)}"
                     )
         self._check_predictions()
+        for what in ("inputs", "uids"):
+            if len(getattr(self, what)):
+                self._check_seeds(what, getattr(self, what))
+                for seed, rows, labels in zip(self.seeds, getattr(self, what), self.labels, strict=True):
+                    if len(rows) != len(labels):
+                        raise ValueError(
+                            f"{what}, seed {seed}: expected {len(labels)}, one for each test row; got "
+                            f"{len(rows)}"
+                        )
 
     def without_copies(self) -> RunResults | None:
         """The same results without the test rows that equal a row that was trained on; None where a seed has
@@ -318,12 +355,14 @@ class RunResults:
             weights=fewer(self.weights) if len(self.weights) else [],
             ensemble=model(self.ensemble),
             best_member=model(self.best_member),
-            members=[replace(member, **member.without(dropped)) for member in self.members],
+            members=[replace(member, **member.without(dropped), others=None) for member in self.members],
             students=[
                 replace(s, models={kind: model(m) for kind, m in s.models.items()}, curves={})
                 for s in self.students
             ],
             copies=[],
+            inputs=(),
+            uids=(),
         )
 
     def weights_of(self, seed: int) -> np.ndarray | None:
@@ -355,12 +394,17 @@ class RunResults:
                 if found != count:
                     raise ValueError(f"{what}, seed {seed}: expected {count} {measures.outputs}; got {found}")
 
-    def _models(self) -> list[tuple[str, ModelResult | MemberResult]]:
-        models: list[tuple[str, ModelResult | MemberResult]] = [
+    def _models(self) -> list[tuple[str, Predictions]]:
+        models: list[tuple[str, Predictions]] = [
             ("ensemble", self.ensemble),
             ("best_member", self.best_member),
         ]
         models += [(f"member {member.name!r}", member) for member in self.members]
+        models += [
+            (f"the others than member {member.name!r}", member.others)
+            for member in self.members
+            if member.others is not None
+        ]
         models += [
             (f"{student.name}.{kind}", model)
             for student in self.students

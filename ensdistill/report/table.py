@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ensdistill.common.tasks import Task
+from ensdistill.report.cells import (
+    gain_cell,
+    gains_over,
+    headings,
+    kept_cell,
+    metric_cell,
+    metric_cells,
+    milliseconds,
+    parameters,
+    size,
+    times,
+    with_means,
+)
+from ensdistill.report.footnotes import exported_name, footnotes, student_kinds
 from ensdistill.report.frontier import lines
-from ensdistill.report.measures import MEASURES, METRICS, Measures
+from ensdistill.report.measures import MEASURES
 from ensdistill.report.outputs import EACH_KINDS, SHOWN_OUTPUTS, most_changed, output_rows
-from ensdistill.report.results import SCALED, SHARED_KINDS, STUDENT_KINDS
-from ensdistill.report.verdict import METRIC_LABELS, OUTCOMES, deciding, headline, kept_share, kind_labels
+from ensdistill.report.results import SHARED_KINDS
+from ensdistill.report.sections import Section, furthest, furthest_about, sections
+from ensdistill.report.verdict import METRIC_LABELS, OUTCOMES, headline, kind_labels
 
-SCHEMA_VERSION = 3  # of report.json (see docs/report-json.md)
+SHOWN_ROWS = 10  # of a section's table; the page has all
+SCHEMA_VERSION = 4  # of report.json (see docs/report-json.md)
 _LOOKS = {
     "best_member_will_do": "mixed",
     "one_teacher_will_do": "mixed",
@@ -26,20 +41,9 @@ _LOOKS = {
 _STYLES = {"helped": "bold green", "did_not_help": "bold red", "mixed": "bold yellow"}
 
 
-NETWORKS = (
-    "Direct: augmentation, weight decay, dropout and number of steps by NLL on held-out folds of the "
-    "labelled rows."
-)
-SCALING = (
-    "Temperature scaling: direct on the same folds; the distilled, for whom no label is held "
-    "out, to the ensemble's mixture on the pool. Never on the test rows."
-)
-_PARTS = {"labelled": "labelled", "pool": "of the pool", "synthetic": "synthetic"}
-
-
 def as_text(report: dict[str, Any]) -> Group:
-    """Return the report for a `rich.console.Console` to print: headline, models, retained gain, members and
-    the cost to serve.
+    """Return the report for a `rich.console.Console` to print: headline, models, retained gain, each class,
+    label or number, where student and ensemble differ, members, costs and the forecast.
 
     Parameters
     ----------
@@ -68,13 +72,23 @@ def as_text(report: dict[str, Any]) -> Group:
             "",
         ]
     retained = (_retained(report, "direct"), _retained(report, "strongest alternative"))
+    shown = {
+        kind: [part for section in found for part in _section(section)]
+        for kind, found in sections(report).items()
+    }
     tables: list[RenderableType] = [
         _models(report),
         *retained,
         strongest_named(report),
         *_outputs(report),
+        *shown["agreement"],
+        *_furthest(report),
+        *shown["uncertainty"],
         _members(report),
+        *shown["contributions"],
         _serving(report),
+        *shown["making"],
+        *shown["forecast"],
     ]
     if report["without_copies"] is not None:
         tables.insert(1, _without_copies(report))
@@ -100,224 +114,14 @@ def look(student: dict[str, Any]) -> str:
     return _LOOKS.get(student["outcome"], str(student["outcome"]))
 
 
-def _asked(data: dict[str, Any]) -> str:
-    """How many rows the teachers predicted, where these are several versions of the transfer set."""
-    asked, rows = data.get("asked", 0), data["transfer"]
-    return f" (the teachers predicted {asked} rows, in {asked // rows} versions)" if asked > rows else ""
-
-
 def by_outcome(report: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """The students' names and entries, bad news first, otherwise in their own order."""
     return sorted(report["students"].items(), key=lambda item: OUTCOMES.index(item[1]["outcome"]))
 
 
-def footnotes(report: dict[str, Any]) -> list[str]:
-    """How to read the numbers, and whatever about them would otherwise go unsaid."""
-    data, level, several = report["dataset"], report["bootstrap"], len(report["seeds"]) > 1
-    measures, blocks = MEASURES[report["task"]], report["students"].values()
-    decided = [m.name for m in measures.deciding if any(m.name in deciding(block) for block in blocks)]
-    seeds = ", ".join(map(str, report["seeds"]))
-    lines = [
-        f"{data['name']}: {data['labelled']} labelled rows, {data['pool']} in the pool, {data['transfer']} "
-        f"in the transfer set{_asked(data)}, "
-        f"{data['test']} for testing; {measures.counted(data['classes'])}; "
-        f"{'seeds' if several else 'seed'} {seeds}.",
-        f"Metrics are {'means over seeds' if several else 'of one seed'} on the test rows. "
-        f"Brackets are {100 * level['level']:.0f} % intervals of {level['resamples']} paired bootstrap "
-        "resamples of "
-        f"{'seeds and test rows' if several else 'the test rows; how much seeds differ is not in them'}. "
-        f"Gains: positive is better, {measures.gains}. "
-        "Kept = (student - direct) / (ensemble - direct), or over the strongest alternative in place of "
-        "direct; it means nothing where "
-        "the ensemble's gain is not beyond its own interval. The strongest alternative has the best mean on "
-        "the test rows among the "
-        "direct models, the models distilled from the best member, and the best member. The headline goes "
-        f"by it, {' and '.join(f'in {METRIC_LABELS[name]}' for name in decided)}. "
-        f"{measures.about}",
-        report.get("baselines") or _baselines(measures),
-    ]
-    worse = [
-        _scaled(name, student["models"], kind, report["task"])
-        for name, student in report["students"].items()
-        for kind in SCALED
-    ]
-    if any(worse):
-        scaling, metric = measures.scaling.capitalize(), METRIC_LABELS[measures.likelihood]
-        lines.append(f"{scaling} scaling made {metric} worse: {'; '.join(filter(None, worse))}.")
-    count, _, sentence = measures.floored
-    floored = [f"{name} ({model[count]})" for name, model in named_models(report) if model[count]]
-    lines += [f"{sentence}: {', '.join(floored)}."] if floored else []
-    lines += ["The test rows are weighted, by the data's own weights."] if report["weighted"] else []
-    lines += _auto(report) + _copies(report)
-    lines += [_exported(one, measures) for one in report.get("exports", ())]
-    notes = [f"{name}: {model['note']}." for name, model in named_models(report) if model["note"]]
-    return lines + notes
-
-
-def _baselines(measures: Measures) -> str:
-    """How the networks' *direct* and the scaled models are made."""
-    text = f"{NETWORKS} {SCALING}".replace("NLL", METRIC_LABELS[measures.watched])
-    return text.replace("Temperature", measures.scaling.capitalize())
-
-
-def _auto(report: dict[str, Any]) -> list[str]:
-    """The members of ``teachers: auto``, in sentences: their scores out of fold, and those left out."""
-    if "auto" not in report:
-        return []
-    auto, members = report["auto"], report["members"]
-    scores = ", ".join(
-        f"{one['name']} {one['held_out_nll']['mean']:.4f} (weight {one['weight']['mean']:.2f})"
-        for one in members
-        if "held_out_nll" in one
-    )
-    found = f" {out_of_fold(report['task'])}: {scores}." if scores else ""  # regressors have an RMSE
-    lines = [
-        f"teachers: auto chose {len(members)} members for {auto['minutes']:g} minutes of one core (estimated "
-        f"{auto['seconds']:.0f} s).{found}"
-    ]
-    reasons = "; ".join(f"{name} ({why})" for name, why in auto["left_out"].items())
-    return [*lines, f"Not trained: {reasons}."] if reasons else lines
-
-
-def out_of_fold(task: Task) -> str:
-    """The heading of members' scores on rows that they were not trained on."""
-    return f"{METRIC_LABELS[MEASURES[task].likelihood]} out of fold"
-
-
-def _exported(export: dict[str, Any], measures: Measures) -> str:
-    """The figures of an exported file, in a sentence."""
-    figures = [
-        f"{metric.label} {metric.text(export[metric.name])}{' %' if metric.percent else ''}"
-        for metric in measures.deciding
-        if metric.name in export
-    ]
-    return (
-        f"{exported_name(export)}: {', '.join(figures)} on the "
-        f"test rows, at most {export['largest_difference']:.1g} from the student's "
-        f"{measures.predictions}; latency by {export['runtime']}."
-    )
-
-
-def _copies(report: dict[str, Any]) -> list[str]:
-    """The equal inputs that were found in several parts, in sentences."""
-    counts, lines = report["copies"], []
-    over = " (over all seeds)" if len(report["seeds"]) > 1 else ""
-    if counts["test"]:
-        parts = ", ".join(f"{counts[part]} {name}" for part, name in _PARTS.items() if counts[part])
-        fewer = (
-            ""
-            if report["without_copies"] is not None
-            else "; some seed has no other test rows, so there are no figures without them"
-        )
-        lines.append(f"{counts['test']} test rows{over} equal rows that are trained on: {parts}{fewer}.")
-    if counts["labelled_in_pool"]:
-        lines.append(f"{counts['labelled_in_pool']} labelled rows{over} equal rows of the pool.")
-    if counts["other_label"]:
-        lines.append(f"{counts['other_label']} labelled and test rows{over} equal one with another label.")
-    if counts["left_out"]:
-        lines.append(
-            f"{counts['left_out']} rows{over} were left out, because they equal test rows or, ordered by "
-            "time, come later than those trained on."
-        )
-    return lines
-
-
-def _scaled(name: str, models: dict[str, Any], kind: str, task: Task) -> str:
-    metric = MEASURES[task].likelihood
-    both = [models.get(k, {}).get(metric) for k in (kind, SCALED[kind])]
-    if None in both:
-        return ""
-    before, after = (one["mean"] for one in both)
-    return (
-        f"{name}, {kind_labels(task)[kind]} ({before:.3f} to {after:.3f})"
-        if f"{after:.3f}" > f"{before:.3f}"
-        else ""
-    )
-
-
-def named_models(report: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every model once, under a name that says which it is."""
-    labels = kind_labels(report["task"])
-    for kind in SHARED_KINDS:
-        yield labels[kind], report["models"][kind]
-    for name, student in report["students"].items():
-        for kind in student_kinds(student):
-            yield f"{name}, {labels[kind]}", student["models"][kind]
-    for member in report["members"]:
-        yield f"member {member['name']}", member
-
-
-def student_kinds(student: dict[str, Any]) -> list[str]:
-    """The kinds of a student's own models, in their order."""
-    return [kind for kind in STUDENT_KINDS if kind in student["models"]]
-
-
-def with_means(model: dict[str, float]) -> dict[str, dict[str, float]]:
-    """A model of ``without_copies``, which holds means alone, in the form of the other models."""
-    return {metric: {"mean": value} for metric, value in model.items()}
-
-
-def headings(task: Task) -> list[str]:
-    """The columns of `metric_cells`."""
-    return [metric.heading for metric in MEASURES[task].metrics]
-
-
-def metric_cells(model: dict[str, Any], task: Task = "classification") -> list[str]:
-    """All metrics of a model, as every table of the report shows them; a dash for one that it lacks."""
-    return [metric_cell(model, metric.name) for metric in MEASURES[task].metrics]
-
-
-def metric_cell(model: dict[str, Any], metric: str) -> str:
-    """The mean of a metric over the seeds; a dash where the model lacks it."""
-    return METRICS[metric].text(model[metric]["mean"]) if metric in model else "-"
-
-
-def gain_cell(metric: str, gain: dict[str, Any]) -> str:
-    """A gain with its interval: points of a share, plain for the rest, positive is better."""
-    scale, digits = (100, 2) if METRICS[metric].percent else (1, 3)
-    low, high = gain["ci95"]
-    return f"{scale * gain['mean']:+.{digits}f} [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
-
-
-def kept_cell(retained: dict[str, Any]) -> str:
-    """The retained gain in percent with its interval, or that it means nothing (see `footnotes`)."""
-    if not retained["meaningful"]:
-        return "means nothing"
-    return kept_share(retained)
-
-
-def size(count: float) -> str:
-    """A count in three digits and a suffix: 4.81k, 1.20M."""
-    for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if count >= limit:
-            return f"{_three_digits(count / limit)}{suffix}"
-    return f"{count:.0f}"
-
-
-def parameters(count: int) -> str:
-    """A number of parameters; a dash for a model whose library does not count them."""
-    return size(count) if count else "-"
-
-
-def milliseconds(value: float | None) -> str:
-    """Three digits, at most three of them decimals; a dash where it was not measured."""
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if value < 1 else _three_digits(value)
-
-
-def _three_digits(value: float) -> str:
-    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
-
-
-def times(ratio: float | None) -> str:
-    """Ensemble over student."""
-    return "-" if ratio is None else f"{ratio:.1f}x" if ratio < 10 else f"{ratio:.0f}x"
-
-
 def _table(title: str, *columns: str) -> Table:
     table = Table(
-        title=title,
+        title=Text(title),
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
@@ -340,6 +144,32 @@ def _table(title: str, *columns: str) -> Table:
 
 def _add(table: Table, cells: Iterable[str], style: str = "") -> None:
     table.add_row(*(Text(cell) for cell in cells), style=style)
+
+
+def _section(section: Section) -> list[RenderableType]:
+    """The title and sentences of a section, and its table where it has rows."""
+    parts: list[RenderableType] = [Text(f"\n{section.title}", "bold"), Text(section.about, "dim")]
+    if not section.rows:
+        return parts
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1))
+    for i, column in enumerate(section.columns):
+        # Names are folded where the numbers leave them no room.
+        number = i >= section.named
+        side: Literal["left", "right"] = "right" if number else "left"
+        table.add_column(Text(column), justify=side, overflow="fold", no_wrap=number)
+    for row in section.rows[:SHOWN_ROWS]:
+        _add(table, row)
+    if len(section.rows) > SHOWN_ROWS:
+        _add(table, [f"{len(section.rows) - SHOWN_ROWS} more"], "dim")
+    return [*parts, table]
+
+
+def _furthest(report: dict[str, Any]) -> list[RenderableType]:
+    parts: list[RenderableType] = []
+    for name, student in report["students"].items():
+        parts += [Text(f"\nFurthest from the ensemble: {name}", "bold"), Text(furthest_about(report), "dim")]
+        parts += [Text(f"  {line}") for line in furthest(report, student)]
+    return parts
 
 
 def _models(report: dict[str, Any]) -> Table:
@@ -394,22 +224,6 @@ def _retained(report: dict[str, Any], over: str) -> Table:
     return table
 
 
-def gains_over(
-    student: dict[str, Any], over: str
-) -> dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]:
-    """By metric the ensemble's gain, the student's gain and the retained gain, over direct or over the
-    strongest alternative."""
-    if over == "direct":
-        gains = student["gains"]
-        return {
-            m: (gains["ensemble"][m], gains["student"][m], retained)
-            for m, retained in student["retained_gain"].items()
-        }
-    return {
-        m: (s["ensemble"], s["student"], s["retained_gain"]) for m, s in student["strongest"]["all"].items()
-    }
-
-
 def strongest_named(report: dict[str, Any]) -> Text:
     """Which alternative is the strongest, for each student and metric."""
     labels = kind_labels(report["task"])
@@ -423,11 +237,9 @@ def strongest_named(report: dict[str, Any]) -> Text:
 
 
 def _outputs(report: dict[str, Any]) -> list[Table]:
-    """For each student a table of the metric of each label or number; none of classes."""
+    """For each student a table of the metric of each class, label or number."""
     measures = MEASURES[report["task"]]
     each = measures.each
-    if each is None:
-        return []
     tables = []
     for name, student in report["students"].items():
         count = len(student["outputs"])
@@ -476,9 +288,3 @@ def _serving(report: dict[str, Any]) -> Table:
     for one in report.get("exports", ()):
         row(exported_name(one), one)
     return table
-
-
-def exported_name(export: dict[str, Any]) -> str:
-    """The name of an exported file's row: its student, format, and seed where that is not 0."""
-    seed = f", seed {export['seed']}" if export["seed"] else ""
-    return f"{export['student']}: {export['name']}{seed}"

@@ -13,12 +13,13 @@ from rich.console import Console
 from ensdistill.data.copies import count_copies
 from ensdistill.data.samples import subset
 from ensdistill.job.evaluate import NOT_MEASURED, environment
-from ensdistill.job.predictions import HeldOut, Prediction, fields_of, of_ensemble
+from ensdistill.job.predictions import HeldOut, Prediction, fields_of, of_ensemble, others_of
 from ensdistill.job.scaling import ROWS
+from ensdistill.report.cells import gain_cell, gains_over, kept_cell, metric_cell
 from ensdistill.report.judge import judge
 from ensdistill.report.measures import MEASURES
 from ensdistill.report.results import SCALED, MemberResult, ModelResult, RunResults, StudentResults
-from ensdistill.report.table import as_text, gain_cell, gains_over, kept_cell, metric_cell
+from ensdistill.report.table import as_text
 from ensdistill.report.verdict import KIND_LABELS
 from ensdistill.sklearn.students import Baseline, Lesson, Student
 from ensdistill.sklearn.teachers import Taught
@@ -122,13 +123,14 @@ def report_of(
         scaled = fields_of([Prediction.of(task, outputs, one.scaling)])
         models[SCALED[kind]] = ModelResult(SCALED[kind], **scaled, **own)
     ensemble = taught.ensemble
-    predicted, mixture = of_ensemble(ensemble, test, _held_out(taught, lesson))
+    mixed = of_ensemble(ensemble, test, _held_out(taught, lesson))
     members = [
         MemberResult(
             one.name,
             [float(ensemble.weights[k])],
             [] if task == "regression" else [float(ensemble.temperatures[k])],
-            **fields_of([predicted[k]]),
+            **fields_of([mixed.members[k]]),
+            others=others_of([mixed], k),
             parameters=one.parameters,
             bytes=one.bytes,
             latency_ms=NOT_MEASURED,
@@ -150,14 +152,14 @@ def report_of(
         labels=[split.test.labels],
         ensemble=ModelResult(
             "ensemble",
-            **fields_of([mixture]),
+            **fields_of([mixed.mixture]),
             parameters=ensemble.parameters,
             bytes=ensemble.bytes,
             latency_ms=NOT_MEASURED,
         ),
         best_member=ModelResult(
             "best_member",
-            **fields_of([predicted[ensemble.names.index(taught.best)]]),
+            **fields_of([mixed.members[ensemble.names.index(taught.best)]]),
             parameters=best.parameters,
             bytes=best.bytes,
             latency_ms=NOT_MEASURED,
@@ -171,7 +173,7 @@ def report_of(
         weights=[] if split.test.weights is None else [split.test.weights],
         baselines=student.about_baselines,
         task=task,
-        outputs=[] if task == "classification" else list(split.classes),
+        outputs=list(split.classes),
     )
     return Report(judge(results))
 

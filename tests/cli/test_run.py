@@ -36,7 +36,7 @@ KINDS = (
 
 def test_the_report_has_the_documented_keys(finished_job):
     report = json.loads((finished_job / "report.json").read_text())
-    assert (report["schema_version"], report["task"]) == (3, "classification")
+    assert (report["schema_version"], report["task"]) == (4, "classification")
     assert report["dataset"] == {
         "name": "Digits",
         "labelled": 100,
@@ -70,9 +70,18 @@ def test_the_report_has_the_documented_keys(finished_job):
     assert [member["name"] for member in report["members"]] == ["mlp", "gaussiannb"]
     assert sum(member["weight"]["mean"] for member in report["members"]) == pytest.approx(1)
     assert {"teachers", "cache", "direct", "distill"} <= set(report["timings_s"])
+    assert set(report["storage_bytes"]) == set(report["timings_s"])
+    assert min(report["storage_bytes"].values()) > 1000
+    assert set(report["forecast"]["expected"]) == {"small", "wide"}
+    assert all(set(member["contribution"]) == {"accuracy", "nll"} for member in report["members"])
+    for block in report["students"].values():
+        assert sum(map(sum, block["agreement"]["matrix"])) == 1597
+        assert len(block["furthest_rows"]) == 8
+        assert all("png" in one["sample"] for one in block["furthest_rows"])
     page = html.unescape((finished_job / "report.html").read_text())
     assert report["verdict"].split(". ")[0] in page
     assert "<svg" in page
+    assert "Forecast and outcome</h3>" in page
     assert {file.suffix for file in (finished_job / "figures").iterdir()} == {".png"}
 
 

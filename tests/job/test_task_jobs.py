@@ -140,6 +140,21 @@ def test_a_run_of_several_labels_has_a_report_with_its_metrics(labels):
 
 
 @pytest.mark.slow
+def test_a_report_shows_rows_unless_it_is_told_not_to(numbers, tmp_path):
+    shutil.copytree(numbers.parents[1], tmp_path, dirs_exist_ok=True)
+    folder = tmp_path / "runs" / "tiny"
+    (row, *_) = json.loads((folder / "report.json").read_text())["students"]["small"]["furthest_rows"]
+    assert [name for name, _ in row["sample"]["fields"]] == ["x1", "x2", "x3", "kind"]
+    settings = tmp_path / "regression.yaml"
+    succeed("report", settings, "--folder", tmp_path / "runs", "--show_rows", "false")
+    report = json.loads((folder / "report.json").read_text())
+    assert {one["sample"] for one in report["students"]["small"]["furthest_rows"]} == {None}
+    assert '"fields"' not in (folder / "report.html").read_text()
+    assert set(report["forecast"]["over_best_member"]) <= {"rmse", "nll"}
+    assert report["forecast"]["expected"] == {}
+
+
+@pytest.mark.slow
 def test_a_run_of_numbers_has_a_report_in_the_data_s_units(numbers):
     folder = numbers
     report = json.loads((folder / "report.json").read_text())

@@ -14,7 +14,7 @@ from report_cases import HELPED, labels_of, model, predict, run_results
 from report_task_cases import label_results, number_results
 from sklearn.metrics import accuracy_score, log_loss
 
-from ensdistill.common.tasks import Task
+from ensdistill.common.tasks import TASKS, Task
 from ensdistill.data.copies import Copies
 from ensdistill.report import RunResults, StudentResults, as_text, judge
 from ensdistill.report.html import render
@@ -36,13 +36,16 @@ def documented(task: Task) -> dict[str, str]:
     names = {
         "<shown>": f"{{{','.join(metric.name for metric in measures.metrics)}}}",
         "<floored>": measures.floored[0],
-        "<about>": measures.each.about if measures.each else "",
-        "<each>": measures.each.metric.name if measures.each else "",
+        "<about>": measures.each.about,
+        "<each>": measures.each.metric.name,
     }
     text = re.sub("|".join(names), lambda found: names[found[0]], SCHEMA)
     text = re.sub(r"\{([^{}]*)\{([^{}]*)\}([^{}]*)\}", r"{\1\2\3}", text)
     for line in text.splitlines():
-        if "outputs." in line and measures.each is None:
+        if "forecast.none " in line:  # instead of the other entries
+            continue
+        of_tasks = re.search(rf"; (({'|'.join(TASKS)}|, )+)", line)
+        if of_tasks is not None and task not in of_tasks[1]:
             continue
         entry = re.fullmatch(r"(  \* |    )(\S+)\s+(\S.*)", line)
         if entry is None:
@@ -66,7 +69,7 @@ def expand(pattern: str) -> list[str]:
 def leaves(value: Any, path: str = "") -> dict[str, set[str]]:
     """Every path of a JSON value with the types found there; names that vary are generalised as the page
     has them."""
-    if isinstance(value, dict | list):
+    if isinstance(value, dict | list) and not path.endswith(".sample"):
         items = value.items() if isinstance(value, dict) else enumerate(value)
         found: dict[str, set[str]] = {}
         for key, item in items:
@@ -83,15 +86,15 @@ def generalised(path: str, key: Any) -> str:
         return "<kind>"
     if path == "auto.left_out":
         return "<member>"
-    if path in ("students", "without_copies"):
+    if path in ("students", "without_copies", "forecast.expected"):
         return "<student>"
     if path.endswith("student_over"):
         return "<alternative>"
-    if path in ("environment", "timings_s"):
+    if path in ("environment", "timings_s", "storage_bytes"):
         return "*"
     if path.endswith("strongest"):
         return "<family>"
-    of_metric = r"((?<!<metric>\.)retained_gain|gains\.(ensemble|student|student_over\.<alternative>)|strongest\.<family>)$"
+    of_metric = r"((?<!<metric>\.)retained_gain|over_best_member|contribution|gains\.(ensemble|student|student_over\.<alternative>)|strongest\.<family>)$"
     return "<metric>" if re.search(of_metric, path) else str(key)
 
 
@@ -113,7 +116,7 @@ def test_json_fits_the_schema(levels: dict[str, float]) -> None:
     for path, types in found.items():
         name = f"{path}.<i>" if path.endswith(("retained_gain.<metric>.ci95", "retained_gain.ci95")) else path
         assert name in schema, f"{path} is not documented"
-        allowed = set(re.findall(r"int|float|str|bool|null", schema[name])) or types
+        allowed = set(re.findall(r"int|float|str|bool|dict|null", schema[name])) or types
         assert types <= allowed, f"{path}: {types}, documented as {schema[name]}"
 
 
@@ -130,12 +133,12 @@ def test_json_of_other_tasks_fits_the_schema(make: Callable[..., RunResults]) ->
     assert absent == set() if tempered else {path.split(".")[2] for path in absent} == {"temperature"}
     assert set(found) - set(schema) == set()
     for path, types in found.items():
-        allowed = set(re.findall(r"int|float|str|bool|null", schema[path])) or types
+        allowed = set(re.findall(r"int|float|str|bool|dict|null", schema[path])) or types
         assert types <= allowed, f"{path}: {types}, documented as {schema[path]}"
 
 
 def test_keys_that_are_promised(report: dict[str, Any]) -> None:
-    assert report["schema_version"] == 3
+    assert report["schema_version"] == 4
     assert report["task"] == "classification"
     assert set(report["models"]) == set(KINDS)
     assert set(report["students"]) == {"mlp", "cnn"}
@@ -470,7 +473,7 @@ def test_a_report_of_another_version_is_refused(report: dict[str, Any], version:
     for show in (as_text, lambda r: render(r, {})):
         with pytest.raises(
             ValueError,
-            match=rf"report: expected schema_version 3; got {version}: .*`ensdistill report CONFIG`",
+            match=rf"report: expected schema_version 4; got {version}: .*`ensdistill report CONFIG`",
         ):
             show(old)
 

@@ -8,8 +8,8 @@ from matplotlib.colors import to_hex
 from report_cases import HELPED, model, run_results
 
 from ensdistill.job.evaluate import TRAINED_KINDS
-from ensdistill.report import RunResults, judge, metrics
-from ensdistill.report.drawing import FEW
+from ensdistill.report import RunResults, cost_figure, judge, metrics
+from ensdistill.report.drawing import FEW, in_parts, lay_out, styled
 from ensdistill.report.figures import draw
 
 
@@ -35,14 +35,25 @@ def test_every_curve_has_its_own_style_and_the_legend_is_beside_them(figures):
     assert [len(legend.texts) for legend in figure.legends] == [4]
 
 
-def test_every_point_has_a_name_of_its_own(figures):
-    for axis in figures["latency"].axes:
-        names = [text.get_text() for text in axis.texts]
-        assert {"mlp, direct", "mlp, student", "cnn, direct", "cnn, student"} < set(names)
-        assert len(set(names)) == len(names)
-        # A student as good as its direct twin has the same place, and its name stands on another line.
-        twins = [text for text in axis.texts if text.get_text() in ("mlp, direct", "mlp, student")]
-        assert [text.get_verticalalignment() for text in twins] == ["top", "bottom"]
+def test_students_have_names_and_all_models_are_in_the_legend(figures):
+    figure = figures["frontier"]
+    assert len(figure.axes) == 4  # accuracy and NLL, against bytes and latency
+    for axis in figure.axes:
+        assert sorted(text.get_text() for text in axis.texts) == ["cnn", "mlp"]
+        # Students that are as good have the same place, and their names stand on two lines.
+        assert {text.get_verticalalignment() for text in axis.texts} == {"top", "bottom"}
+        # A dotted line joins each student to its direct model, of the same cost.
+        joined = [line for line in axis.lines if line.get_linestyle() == ":"]
+        assert [len(set(line.get_xdata())) for line in joined] == [1, 1]
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == [
+        "student (distilled)",
+        "direct",
+        "best member",
+        "ensemble",
+        "member",
+        "none is cheaper and better",
+    ]
 
 
 def test_a_scaled_model_has_the_same_mark_but_hollow(figures):
@@ -82,3 +93,12 @@ def test_bins_of_a_few_rows_are_faint():
     ]
     assert [float(x) for x, _ in faint] == pytest.approx([0.25])
     assert not any(np.isclose(line.get_xdata(), 0.25).any() for line in axis.lines)
+
+
+def test_a_frontier_without_any_known_cost_is_empty():
+    latency = {batch: {"p50": None} for batch in ("batch_1", "batch_256")}
+    model = {"bytes": 0, "latency_ms": latency, "accuracy": {"mean": 0.9}}
+    with styled():
+        figure = cost_figure.draw([cost_figure.Mark("student", model)], "classification")
+        assert len(in_parts(lay_out(figure), "frontier").panels) == 1
+    assert not figure.axes[0].lines

@@ -18,7 +18,7 @@ from ensdistill.common.tasks import TASKS
 from ensdistill.report import Forecasts, RunResults, as_text, frontier, judge
 from ensdistill.report.bootstrap import interval
 from ensdistill.report.compare import compared, comparison_table, differences, figures_table, write_comparison
-from ensdistill.report.drawing import svg
+from ensdistill.report.drawing import Drawn, svg
 from ensdistill.report.figures import draw
 from ensdistill.report.frontier import lines
 from ensdistill.report.html import render
@@ -188,7 +188,6 @@ def test_a_given_interval_is_judged_where_there_is_no_variance() -> None:
 def test_each_label_or_number_has_its_own_entry(task: str) -> None:
     results, report = RESULTS[task](), report_of(task)
     each = MEASURES[task].each
-    assert each is not None
     assert [one["name"] for one in report["outputs"]] == list(results.outputs)
     assert report["outputs"] == report["students"]["mlp"]["outputs"]
     models = {"ensemble": results.ensemble, **results.students[0].models}
@@ -211,8 +210,14 @@ def test_each_label_or_number_has_its_own_entry(task: str) -> None:
         assert report["outputs"][0]["positives"] == positives
 
 
-def test_classes_have_no_entries_of_their_own() -> None:
-    assert "outputs" not in quick(run_results(seeds=(0,)))
+def test_classes_have_their_recalls() -> None:
+    results = run_results(seeds=(0,), outputs=tuple("abcdefghij"))
+    report, labels = quick(results), results.labels[0]
+    for c, one in enumerate(report["outputs"]):
+        assert (one["name"], one["rows"]) == ("abcdefghij"[c], (labels == c).sum())
+        for kind in ("direct", "student"):
+            top = results.students[0].models[kind].probabilities[0].argmax(1)
+            assert one["recall"][kind] == pytest.approx((top[labels == c] == c).mean())
 
 
 @TASK
@@ -253,21 +258,22 @@ def test_the_page_has_the_tasks_sections_alone(task: str) -> None:
     report["students"]["mlp"]["outputs"][0]["name"] = "<b>one</b>"
     drawn = drawings(task)
     own = {"multilabel": ["label_reliability", "labels"], "regression": ["predictions"]}[task]
-    assert list(drawn) == ["metrics", *own, "latency", "learning_curves"]
-    text = render(report, {stem: svg(figure) for stem, figure in drawn.items()})
-    assert text.count("<svg") == len(drawn)
-    assert not re.search(r"url\((?!#)|@import|<script|<link|src=", text)
+    assert list(drawn) == ["metrics", "frontier", *own, "uncertainty", "learning_curves"]
+    text = render(report, {stem: Drawn([svg(figure, stem)]) for stem, figure in drawn.items()})
+    assert text.count('<svg role="img" aria-label=') == text.count("<svg") == len(drawn)
+    assert not re.search(r"url\((?!#)|@import|<link|src=", text)
+    assert re.findall(r"<script[^>]*>", text) == ["<script>"]
     for metric in MEASURES[task].metrics:
         assert f'<th scope="col">{metric.heading}</th>' in text
     assert "&lt;b&gt;one&lt;/b&gt;" in text
     assert "<b>one" not in text
-    assert f"Each of the {MEASURES[task].outputs}: mlp" in text
-    tables = text.split("<h2>How this was made")[0]
+    assert f'<h2 id="each">Each of the {MEASURES[task].outputs}</h2>' in text
+    tables = text.split("</style>")[1].split("How this was made</h2>")[0]
     assert not re.search("accuracy|Brier|classes", tables)
     assert ("temperature" in tables) == (task == "multilabel")
     first = MEASURES[task].metrics[0]
-    assert f"Latency against {first.label}" in text
-    assert f"Left and {'up' if task == 'multilabel' else 'down'} is better" in text
+    titles = [axis.get_title() for axis in drawn["frontier"].axes]
+    assert titles[0] == f"{first.title}, {'↑' if task == 'multilabel' else '↓'} better"
 
 
 def test_no_intervals_are_drawn_without_a_variance() -> None:
