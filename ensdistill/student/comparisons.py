@@ -17,7 +17,7 @@ from ensdistill.loss.multilabel import multilabel_distillation_loss
 from ensdistill.loss.multilabel_reference import mixture
 from ensdistill.loss.regression import gaussian_nll
 from ensdistill.loss.settings import LossSettings
-from ensdistill.loss.targets import TopK
+from ensdistill.loss.targets import Probs, TopK
 from ensdistill.student.units import Units
 
 Metric = Literal["agreement", "kl", "nll", "accuracy", "distance", "rmse"]
@@ -150,12 +150,13 @@ def present(targets: Any, settings: LossSettings, weights: Tensor | None = None)
     """The mixture's probability of each label, [M, C], at the settings' temperature."""
     if isinstance(targets, TopK):
         return targets.to_logits()[0].exp()
-    values = targets.to_logits()
+    values = targets.probs if isinstance(targets, Probs) else targets.to_logits()
+    values = values if values.ndim == 3 else values[None]
     weights = getattr(targets, "weights", None) if weights is None else weights
     weights = torch.ones(len(values)) if weights is None else weights
     share = (weights / weights.sum()).to(values)
     combiner = settings.combiner or getattr(targets, "combiner", None) or "prob"
-    kinds = {"LogProbs": "log_probs", "Probs": "log_probs"}  # whose to_logits() are log-probabilities
+    kinds = {"LogProbs": "log_probs", "Probs": "probs"}  # LogProbs.to_logits() are log-probabilities
     kind = kinds.get(type(targets).__name__, "logits")
     return mixture(values, share, kind, combiner, settings.temperature)[0]
 
