@@ -13,6 +13,7 @@ from torch import nn
 
 from benchmarks.quality.lenet import LeNet
 from benchmarks.quality.sets import SETS, Drawn, Regime, content
+from ensdistill.data.preprocess import power_scaler
 from ensdistill.data.tasks import has_gaps
 from ensdistill.job import scheduler
 from ensdistill.job.config import Config, TeachersConfig
@@ -126,7 +127,10 @@ def config(case: Case) -> Config:
 def equal_networks(case: Case) -> TeachersConfig:
     """An ensemble of networks of one architecture, trained as those of the defaults."""
     network, count = _MEMBERS[case.name]
-    recipe = TorchMembers(network, count, optimization=NETWORK, preprocess="auto", tune=True)
+    samples, _, _ = content(case.name)
+    rows = getattr(samples, "ndim", 0) == 2 and not hasattr(samples, "columns")
+    preprocess = power_scaler() if rows else "auto"
+    recipe = TorchMembers(network, count, optimization=NETWORK, preprocess=preprocess, tune=True)
     return TeachersConfig([recipe], folds=3 if case.rows.labelled > 20_000 else 5)
 
 

@@ -22,7 +22,7 @@ else:
 AUTO: Any = "auto"
 AUTOMATIC = ("steps", "batch_size", "learning_rate")
 BATCH, EPOCHS, STEPS = 64, 40, (500, 6000)  # of members
-RATE, SMALL = 0.02, 50_000  # of a member with so many parameters; larger ones need lower rates
+RATE, SMALL = 0.01, 50_000  # of a member with so many parameters; larger ones need lower rates
 
 
 def trained_parameters(module: nn.Module) -> int:
@@ -46,7 +46,7 @@ class Optimization:
     batch_size : int or "auto"
         Rows of one step. ``auto``: 64 of labels, 256 of a student's targets.
     learning_rate : float or "auto"
-        The highest learning rate of the schedule. ``auto``: for members 0.02, of those with more than 50 000
+        The highest learning rate of the schedule. ``auto``: for members 0.01, of those with more than 50 000
         parameters less by the root of their number; for students it is found by some short trainings.
     weight_decay : float
         Decoupled weight decay (Loshchilov and Hutter, 2019, "Decoupled Weight Decay Regularization").
@@ -129,7 +129,7 @@ class Optimization:
         """The settings of a member's training on so many labelled rows, without ``auto``.
 
         >>> Optimization().for_member(5000, parameters=200_000)
-        Optimization(steps=3125, batch_size=64, learning_rate=0.01, weight_decay=0.01, schedule='one_cycle',
+        Optimization(steps=3125, batch_size=64, learning_rate=0.005, weight_decay=0.01, schedule='one_cycle',
             warmup=0.1, label_smoothing=0.0)
         """
         size = BATCH if self.batch_size == AUTO else self.batch_size

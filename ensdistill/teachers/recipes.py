@@ -194,8 +194,8 @@ class TorchMembers(Recipe):
     class_weights : sequence of float [C], optional
         Of several labels: the factor of each label in the loss.
     tune : bool
-        Find label smoothing, number of steps, weight decay and dropout near those of ``optimization`` and
-        ``model`` first, by some trainings of one member on up to 20 000 rows; see
+        Find label smoothing, learning rate, steps, weight decay and dropout near those of ``optimization``
+        and ``model`` first, by some trainings of one member on up to 20 000 rows; see
         :func:`ensdistill.teachers.tuning.tuned`.
 
     Examples

@@ -27,6 +27,7 @@ from ensdistill.teachers.prepared import Prepared
 from ensdistill.teachers.recipes import Recipe, TorchMembers
 
 SMOOTHING = 0.1
+HIGHER, LOWER = 2.0, 0.25  # times the learning rate; inputs that are not scaled need the lower one
 SHORTER = (4, 16)  # the steps divided by so much
 DECAYS = (10.0, 100.0)  # times the weight decay
 # AdamW multiplies the parameters by 1 - learning rate · weight decay in every step; beyond this the decay
@@ -35,6 +36,7 @@ LARGEST_DECAY = 0.1
 DROPOUT = 0.5
 MANY = 20_000  # rows from which networks of these sizes no longer overfit
 FEW, PARTS = 2000, 3  # with fewer rows so many folds judge, else one
+MOST = 5 + len(SHORTER) + len(DECAYS)  # trainings: the first, smoothed labels, two rates, dropout, and those
 Parts = Sequence[tuple[np.ndarray, np.ndarray]]  # of each fold the rows to learn from, and those held out
 
 
@@ -45,12 +47,13 @@ class Choice:
     Parameters
     ----------
     steps : int
-    weight_decay, label_smoothing : float
+    learning_rate, weight_decay, label_smoothing : float
     dropout : float or None
         None: the model has no such argument.
     """
 
     steps: int
+    learning_rate: float
     weight_decay: float
     label_smoothing: float
     dropout: float | None
@@ -58,7 +61,8 @@ class Choice:
     def __str__(self) -> str:
         dropout = "" if self.dropout is None else f", dropout {self.dropout:g}"
         smoothing = f", label smoothing {self.label_smoothing:g}" if self.label_smoothing else ""
-        return f"{self.steps} steps, weight decay {self.weight_decay:g}{dropout}{smoothing}"
+        rates = f"learning rate {self.learning_rate:g}, weight decay {self.weight_decay:g}"
+        return f"{self.steps} steps, {rates}{dropout}{smoothing}"
 
 
 def tuned(
@@ -71,8 +75,8 @@ def tuned(
 ) -> Recipe:
     """The recipe with the settings that its ``tune`` asks for; any other recipe as it is, as with many rows.
 
-    One choice after the other, by the loss on held-out rows after calibration: smoothed labels, a shorter
-    training, weight decay, dropout. Short trainings come before weight decay, because they cost least.
+    One choice after the other, by the loss on held-out rows after calibration: smoothed labels, learning
+    rate, a shorter training, weight decay, dropout.
 
     Parameters
     ----------
@@ -99,7 +103,7 @@ def tuned(
         return recipe
     made = _Trials(recipe, network, data, parts[: 1 if len(data.labels) >= FEW else PARTS], seed)
     known = Choices(made.labels, folder, made.inputs())
-    best = _climbed(made.first, made.network, data.task, partial(_judged, made, known, progress))
+    best = _climbed(made.first, data.task, partial(_judged, made, known, progress))
     if not math.isfinite(known.nll(str(best), made.nothing)):
         raise FloatingPointError(
             f"{network.name}: every training of the search for its settings diverged; a lower "
@@ -108,7 +112,7 @@ def tuned(
     return made.recipe_of(best)
 
 
-def _climbed(first: Choice, network: TorchMembers, task: str, loss: Callable[[Choice], float]) -> Choice:
+def _climbed(first: Choice, task: str, loss: Callable[[Choice], float]) -> Choice:
     best = first
 
     def better(changed: Choice) -> bool:
@@ -120,13 +124,14 @@ def _climbed(first: Choice, network: TorchMembers, task: str, loss: Callable[[Ch
 
     if task != "regression":
         better(replace(best, label_smoothing=0.0 if best.label_smoothing else SMOOTHING))
+    if not better(replace(best, learning_rate=HIGHER * first.learning_rate)):
+        better(replace(best, learning_rate=LOWER * first.learning_rate))
     for shorter in SHORTER:
         if not better(replace(best, steps=max(1, first.steps // shorter))):
             break
-    rate = network.optimization.learning_rate
     for factor in DECAYS:
         decay = factor * (first.weight_decay or 0.01)
-        if rate * decay > LARGEST_DECAY or not better(replace(best, weight_decay=decay)):
+        if best.learning_rate * decay > LARGEST_DECAY or not better(replace(best, weight_decay=decay)):
             break
     if first.dropout is not None and first.dropout < DROPOUT:
         better(replace(best, dropout=DROPOUT))
@@ -138,7 +143,7 @@ def _judged(
 ) -> float:
     loss = known.nll(str(choice), partial(made.held_out, choice))
     if progress is not None:
-        progress(len(known), 2 + len(SHORTER) + len(DECAYS) + 1)
+        progress(len(known), MOST)
     return loss
 
 
@@ -156,7 +161,9 @@ class _Trials:
         self.seed = derive_seed("tuning", seed, network.name)
         self.labels = data.labels[np.concatenate([held for _, held in parts])]
         dropout = dropout_of(network.model)
-        self.first = Choice(numbers.steps, numbers.weight_decay, numbers.label_smoothing, dropout)
+        self.first = Choice(
+            numbers.steps, numbers.learning_rate, numbers.weight_decay, numbers.label_smoothing, dropout
+        )
 
     def inputs(self) -> str:
         """A digest of everything that the judgements depend on."""
@@ -168,6 +175,7 @@ class _Trials:
         optimization = replace(
             self.network.optimization,
             steps=choice.steps,
+            learning_rate=choice.learning_rate,
             weight_decay=choice.weight_decay,
             label_smoothing=choice.label_smoothing,
         )

@@ -257,7 +257,7 @@ def test_members_make_forty_epochs_and_large_ones_have_lower_rates():
     steps = [Optimization().for_member(rows, 100).steps for rows in (10, 5000, 10**6)]
     assert steps == [500, 3125, 6000]
     rates = [Optimization().for_member(10, size).learning_rate for size in (0, 50_000, 200_000, 20_000_000)]
-    assert rates == [0.02, 0.02, 0.01, 0.001]
+    assert rates == [0.01, 0.01, 0.005, 0.0005]
     given = Optimization(steps=7, learning_rate=0.1, schedule="cosine")
     assert given.for_member(10, 10**9) == replace(given, batch_size=64)
     members = Ensemble.train(STUDENT, (ROWS.inputs[:], ROWS.labels), members=1, optimization=Optimization(7))

@@ -53,8 +53,8 @@ def test_the_settings_found_are_those_of_the_least_held_out_loss(found):
     made, folder, seen = found
     tried = {name: one["nll"] for name, one in read_json(folder / "choice.json")["tried"].items()}
     kept = tuning.Choice(
-        made.optimization.steps, made.optimization.weight_decay, made.optimization.label_smoothing,
-        tuning.dropout_of(made.model),
+        made.optimization.steps, made.optimization.learning_rate, made.optimization.weight_decay,
+        made.optimization.label_smoothing, tuning.dropout_of(made.model),
     )  # fmt: skip
     assert tried[str(kept)] == min(tried.values())
     assert len(tried) >= 4
@@ -63,20 +63,23 @@ def test_the_settings_found_are_those_of_the_least_held_out_loss(found):
     assert seen[-1][0] == len(tried)
 
 
-@pytest.mark.parametrize("best", [(16, 100.0, 0.1, 0.5), (1, 1.0, 0.0, 0.1), (4, 10.0, 0.1, 0.1)])
+@pytest.mark.parametrize(
+    "best", [(16, 2.0, 100.0, 0.1, 0.5), (1, 1.0, 1.0, 0.0, 0.1), (4, 0.25, 10.0, 0.1, 0.1)]
+)
 def test_the_search_climbs_to_the_best_of_each_setting(best):
     """Where each setting has one lowest point, all are found."""
-    steps, decay, smoothing, dropout = best
-    first = tuning.Choice(256, 0.01, 0.0, 0.1)
+    steps, rate, decay, smoothing, dropout = best
+    first = tuning.Choice(256, 0.02, 0.01, 0.0, 0.1)
 
     def loss(choice):
         return (
             abs(np.log(choice.steps * steps / 256)) + abs(np.log(choice.weight_decay / (0.01 * decay)))
             + abs(choice.label_smoothing - smoothing) + abs(choice.dropout - dropout)
+            + abs(np.log(choice.learning_rate / (0.02 * rate)))
         )  # fmt: skip
 
-    assert tuning._climbed(first, recipe(), "classification", loss) == tuning.Choice(
-        256 // steps, 0.01 * decay, smoothing, dropout
+    assert tuning._climbed(first, "classification", loss) == tuning.Choice(
+        256 // steps, 0.02 * rate, 0.01 * decay, smoothing, dropout
     )
 
 
