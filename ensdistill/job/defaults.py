@@ -21,6 +21,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
 from sklearn.naive_bayes import ComplementNB
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from ensdistill.common.optimization import Optimization
 from ensdistill.common.optimizers import StudentOptimization
@@ -94,12 +95,17 @@ def defaults(samples: Any, labelled: int, pool: int = 0, labels: Labels = Labels
     if kind == "images" or len(shape) == 3:
         return _of_images(labelled, pool, shape)
     if kind in ("array", "tensor"):
-        preprocess = power_scaler() if len(shape) == 1 else "auto"
+        preprocess = scaler_of(samples) if len(shape) == 1 else "auto"
         return _of_numbers(math.prod(shape), labelled, pool, preprocess, labels)
     raise TypeError(
         f"samples: expected a table, an array, images or texts; got {kind}, for which there are no default "
         "models: name teachers and student"
     )
+
+
+def scaler_of(samples: Any) -> Any:
+    """The scaler of an array [N, F]: by powers, which can't be fitted in float16."""
+    return StandardScaler() if str(samples[:1].dtype).endswith("float16") else power_scaler()
 
 
 def _of_numbers(columns: int, labelled: int, pool: int, preprocess: Any, labels: Labels) -> Defaults:

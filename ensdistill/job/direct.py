@@ -151,6 +151,8 @@ def train_baselines(
     student = replace(student, model=prepared.factory)
     search = _Search(student, settings, split, seed, prepared)
     folds = _Folds(search, folder, inputs, partial(report, "folds"))
+    if split.task == "regression":  # numbers are not smoothed
+        settings = replace(settings, label_smoothing=0.0)
     direct = _search(student, settings, folds, _grid(found, len(split.labelled)))
     kinds = {"direct": replace(direct, label_smoothing=0.0)}
     if split.task != "regression":
@@ -234,7 +236,7 @@ def _search(student: StudentConfig, settings: DistillConfig, folds: _Folds, grid
     best = Recipe(short, base.weight_decay, own or 0.0, augmented=False)
     if settings.augment is not None:
         best = folds.best(best, replace(best, augmented=True))
-    if folds.search.split.task != "regression" and settings.label_smoothing:
+    if settings.label_smoothing:
         best = folds.best(best, replace(best, label_smoothing=settings.label_smoothing))
 
     def climb(start: Recipe, changed: Callable[[float], Recipe], values: list[float]) -> Recipe:

@@ -12,17 +12,16 @@ from typing import Any
 
 import numpy as np
 from sklearn.impute import SimpleImputer
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import make_pipeline
 
 from ensdistill.cache import cache_targets
 from ensdistill.cache.floors import TEMPERATURE
 from ensdistill.common.optimization import Optimization
 from ensdistill.data import Split
-from ensdistill.data.preprocess import power_scaler
 from ensdistill.data.samples import form
 from ensdistill.data.tasks import has_gaps
 from ensdistill.data.transfer import TransferSet
-from ensdistill.job.defaults import Defaults, defaults
+from ensdistill.job.defaults import Defaults, defaults, scaler_of
 from ensdistill.job.kinds_of_labels import Labels
 from ensdistill.loss.regression import RegressionSettings
 from ensdistill.loss.settings import LossSettings
@@ -99,7 +98,7 @@ def settings_of(estimator: Any, split: Split) -> Settings:
     default = _defaults(split)
     preprocess: Any = "auto"
     if form(split.labelled.inputs)["kind"] == "array" and split.labelled.inputs[:1].ndim == 2:
-        preprocess = _scaler()
+        preprocess = _after_filling(scaler_of(split.labelled.inputs))
     config = None if default is None else default.distill.students["student"]
     student, loss = (
         as_student(estimator.student, config, estimator.optimization, preprocess),
@@ -279,9 +278,9 @@ def _defaults(split: Split) -> Defaults | None:
 
 
 def _filled(one: Any) -> Any:
-    scaled = isinstance(getattr(one, "preprocess", None), Pipeline)
-    return replace(one, preprocess=_scaler()) if scaled else one
+    scaler = getattr(one, "preprocess", None)
+    return replace(one, preprocess=_after_filling(scaler)) if hasattr(scaler, "fit_transform") else one
 
 
-def _scaler() -> Any:
-    return make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), power_scaler())
+def _after_filling(scaler: Any) -> Any:
+    return make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), scaler)

@@ -51,6 +51,15 @@ def test_the_default_has_a_column_for_each_thing():
     np.testing.assert_array_equal(result["job_(missing)"], FRAME["job"].isna())
 
 
+def test_columns_of_float16_are_scaled_by_the_powers_of_float32():
+    frame = pd.DataFrame({"a": np.random.default_rng(0).lognormal(0, 2, 300)}).astype(np.float16)
+    found = default_transformer(frame)(frame)
+    np.testing.assert_array_equal(
+        found, default_transformer(frame.astype(np.float32))(frame.astype(np.float32))
+    )
+    assert abs(found.std() - 1) < 1e-3
+
+
 def test_a_value_that_was_never_seen_is_one_of_the_others():
     transform = default_transformer(FRAME, rare=10)
     row = FRAME.iloc[:1].assign(city="Paris", debt=np.nan)

@@ -280,7 +280,7 @@ def test_the_example_and_the_page_name_students_that_can_be_made(monkeypatch):
         "RandomForestClassifier",
         "NoneType",
     ]
-    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "trees.md").read_text(encoding="utf-8")
     (text,) = [block for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "estimator:" in block]
     found = parse(DistillConfig, yaml.safe_load(text)["distill"]).students
     assert (found["booster"].estimator.num_leaves, found["booster"].held_out.patience) == (15, 30)

@@ -23,8 +23,8 @@ from ensdistill.report.measures import MEASURES
 from ensdistill.report.results import FAMILIES, KINDS, STUDENT_KINDS
 from ensdistill.report.verdict import OUTCOMES
 
-PAGE = (Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="utf-8")
-SCHEMA = PAGE.split("## report.json")[1].split("```text\n")[1].split("```")[0]
+PAGE = (Path(__file__).parents[2] / "docs" / "report-json.md").read_text(encoding="utf-8")
+SCHEMA = PAGE.split("```text\n")[1].split("```")[0]
 UNIFORM = dict.fromkeys(HELPED, 0.93)
 
 

@@ -92,7 +92,9 @@ def test_metrics_and_losses_that_are_not_there():
         trainer.distill(OF_NUMBERS, MEASURED, source, validation=Validation(rows=0.2, metric="accuracy"))
     with pytest.raises(ValueError, match=r"loss: expected one of mse, huber; got 'mae'"):
         StudentTrainer(SHORT, loss="mae")
-    with pytest.raises(TypeError, match=r"temperature: expected one of delta, alpha beside loss='huber'"):
+    with pytest.raises(
+        TypeError, match=r"temperature: expected one of delta, alpha, beta beside loss='huber'"
+    ):
         StudentTrainer(SHORT, loss="huber", temperature=2.0)
     with pytest.raises(ValueError, match=r"delta: expected a finite number above 0; got 0"):
         RegressionSettings("huber", delta=0)

@@ -222,7 +222,8 @@ def check_types(expected: Mapping[str, str], found: Mapping[str, str], frame: An
 
 
 def _with_nan(frame: Any, none: bool = False) -> Any:
-    """A pandas frame in whose columns a gap is NaN, which scikit-learn takes for missing, and not NA.
+    """A pandas frame in whose columns a gap is NaN, which scikit-learn takes for missing, and not NA; and
+    float32 in place of float16, in which no power can be fitted.
 
     ``none``: also instead of None in columns of objects.
     """
@@ -231,6 +232,8 @@ def _with_nan(frame: Any, none: bool = False) -> Any:
     columns = {}
     for name in frame.columns:
         dtype = frame[name].dtype
+        if dtype == np.float16:
+            columns[name] = frame[name].astype(np.float32)
         nullable = not isinstance(dtype, np.dtype) and getattr(dtype, "na_value", None) is pd.NA
         objects = none and isinstance(dtype, np.dtype) and dtype.kind == "O"
         if not (nullable or objects) or not (gaps := frame[name].isna()).any():

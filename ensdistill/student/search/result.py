@@ -151,11 +151,17 @@ class SearchResult:
 
     def _kept(self, one: Point) -> str:
         """A student's kept shares and its size in words."""
-        clauses = [
+        goals = goals_of(self.task)
+        kept = [
+            f"{one.kept[m.name]} of the gain in {m.label}"
+            for m in goals
+            if one.kept[m.name].share is not None
+        ]
+        clauses = [f"it keeps {' and '.join(kept)}"] if kept else []
+        clauses += [
             f"in {m.label} the ensemble has no gain over direct"
+            for m in goals
             if one.kept[m.name].share is None
-            else f"it keeps {one.kept[m.name]} of the gain in {m.label}"
-            for m in goals_of(self.task)
         ]
         size = f"{one.parameters:,} parameters" if one.parameters else f"{one.bytes:,} bytes"
         return "; ".join([*clauses, f"it has {size}"])
