@@ -364,7 +364,7 @@ def test_a_searchs_frontier_shows_the_tasks_metrics() -> None:
         "keep": 0.9,
         "points": [{**point, "share": None, "kept": {"nll": none, "rmse": none}}],
     }
-    assert "<svg" in svg(frontier.draw(without))
+    assert "<svg" in svg(frontier.draw(without), "frontier")
 
 
 @TASK
