@@ -30,10 +30,12 @@ def seconds_of(run: RunFolder) -> dict[str, float]:
 
 
 def stored_bytes(run: RunFolder) -> dict[str, int]:
-    """Bytes of the files of each stage, over all seeds and students."""
+    """Bytes of the files of each stage, over all seeds and students; without the stages' records, whose
+    length depends on the clock."""
     stages: dict[str, int] = {}
     for unit in _units(run):
-        files = (path for path in run.of(unit).rglob("*") if path.is_file())
+        found = run.of(unit).rglob("*")
+        files = (path for path in found if path.is_file() and path.name != "stage.json")
         stages[unit.stage] = stages.get(unit.stage, 0) + sum(path.stat().st_size for path in files)
     return stages
 
