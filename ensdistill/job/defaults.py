@@ -179,7 +179,6 @@ def _of_texts(labelled: int, pool: int, labels: Labels) -> Defaults:
             partial(BagOfNgrams, width=64, dropout=0.3),
             2,
             optimization=_network(labels),
-            tune=True,
             way="one_by_one",  # torch has no batching rule for an embedding bag: a stack is five times slower
             preprocess=NGRAMS,
         ),

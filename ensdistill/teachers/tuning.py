@@ -35,7 +35,7 @@ DECAYS = (10.0, 100.0)  # times the weight decay
 LARGEST_DECAY = 0.1
 DROPOUT = 0.5
 MANY = 20_000  # rows from which networks of these sizes no longer overfit
-FEW, PARTS = 2000, 3  # with fewer rows so many folds judge, else one
+FEW, PARTS = 500, 3  # with fewer rows so many folds judge, else one
 MOST = 5 + len(SHORTER) + len(DECAYS)  # trainings: the first, smoothed labels, two rates, dropout, and those
 Parts = Sequence[tuple[np.ndarray, np.ndarray]]  # of each fold the rows to learn from, and those held out
 
