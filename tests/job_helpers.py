@@ -141,7 +141,8 @@ def flat(text: str) -> str:
 
 
 def numbers(folder: Path) -> dict[str, Any]:
-    """report.json without latencies and seconds, which depend on the clock, and without the run's name."""
+    """report.json without latencies, seconds and the bytes of files that hold seconds, which depend on the
+    clock, and without the run's name."""
     report = _without_clock(json.loads((folder / "report.json").read_text()))
     del report["name"]
     return report
@@ -149,7 +150,8 @@ def numbers(folder: Path) -> dict[str, Any]:
 
 def _without_clock(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: _without_clock(v) for k, v in value.items() if k not in ("latency_ms", "timings_s")}
+        clock = ("latency_ms", "timings_s", "storage_bytes")
+        return {k: _without_clock(v) for k, v in value.items() if k not in clock}
     return [_without_clock(v) for v in value] if isinstance(value, list) else value
 
 

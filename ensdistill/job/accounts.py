@@ -30,12 +30,10 @@ def seconds_of(run: RunFolder) -> dict[str, float]:
 
 
 def stored_bytes(run: RunFolder) -> dict[str, int]:
-    """Bytes of the files of each stage, over all seeds and students; without the stages' records, whose
-    length depends on the clock."""
+    """Bytes of the files of each stage, over all seeds and students."""
     stages: dict[str, int] = {}
     for unit in _units(run):
-        found = run.of(unit).rglob("*")
-        files = (path for path in found if path.is_file() and path.name != "stage.json")
+        files = (path for path in run.of(unit).rglob("*") if path.is_file())
         stages[unit.stage] = stages.get(unit.stage, 0) + sum(path.stat().st_size for path in files)
     return stages
 

@@ -161,7 +161,7 @@ def test_runs_are_compared(pair):
     rows = [line.split() for line in out.splitlines() if line.split()[:2] == ["student", "(distilled)"]]
     assert sum(row.count(shown) for row in rows) == 2
     page = html.unescape((one.parent / "compare.html").read_text())
-    assert page.count(f"<td>{shown}</td>") == 2
+    assert page.count(f"<td>{shown}</td>") == 4  # of each run in the overview and in the table
     assert page.count('<tr class="student">') == 3  # accuracy, NLL, Brier
     assert report["students"]["wide"]["verdict"].split(".")[0] in page
     assert "tiny: small" in page
