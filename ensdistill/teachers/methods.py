@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
 from ensdistill.common.optimization import Optimization
-from ensdistill.common.random import random_generator
+from ensdistill.common.random import derive_seed, random_generator
 from ensdistill.common.scalars import plain_fields
 from ensdistill.data.tasks import strata_of
+from ensdistill.teachers.jobs import Job
 
 
 @dataclass(frozen=True)
@@ -188,3 +190,28 @@ def as_method(value: Any) -> Method:
             f"got {value!r}"
         )
     return METHODS[value]
+
+
+def plan_jobs(
+    names: Sequence[str],
+    together: str,
+    method: Method,
+    labels: np.ndarray,
+    seed: int,
+    allowed: np.ndarray | None = None,
+    part: int | None = None,
+) -> list[Job]:
+    """One job for each name, with a seed made of the ensemble's and the name, and the rows that the method
+    draws.
+
+    Snapshots and fast geometric cycles are of one training, whose seed is made of the name ``together``.
+    """
+    allowed = np.arange(len(labels), dtype=np.int64) if allowed is None else allowed
+    found = []
+    for name in names:
+        if isinstance(method, (Snapshot, FastGeometric)):
+            found.append(Job(name, derive_seed("member", seed, together), allowed, allowed, part))
+        else:
+            own = derive_seed("member", seed, name)
+            found.append(Job(name, own, allowed[method.rows(labels[allowed], own)], allowed, part))
+    return found

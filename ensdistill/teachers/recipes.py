@@ -19,7 +19,6 @@ from torch import nn
 
 from ensdistill.common.describe import class_path, describe, module_recipe
 from ensdistill.common.optimization import Optimization
-from ensdistill.common.random import derive_seed
 from ensdistill.common.scalars import plain_fields
 from ensdistill.data import Rows
 from ensdistill.data.augmentation import Augmentation
@@ -30,7 +29,7 @@ from ensdistill.teachers.jobs import Job, TrainingRows
 from ensdistill.teachers.members import SMOOTHING, Member, Output, load_member
 from ensdistill.teachers.members.boosted import check_keywords, library_of
 from ensdistill.teachers.members.moments import predictions_of
-from ensdistill.teachers.methods import FastGeometric, Method, Seeds, Snapshot, as_method
+from ensdistill.teachers.methods import FastGeometric, Method, Seeds, Snapshot, as_method, plan_jobs
 from ensdistill.teachers.stack import LabelLoss, Watch, Way
 from ensdistill.teachers.stack.fitting import (
     check_stopping,
@@ -100,7 +99,7 @@ class Recipe(ABC):
         self, labels: np.ndarray, seed: int, allowed: np.ndarray | None = None, part: int | None = None
     ) -> list[Job]:
         """The jobs of all members, which may learn from the positions ``allowed`` (all by default); see
-        :func:`plan_jobs`."""
+        :func:`ensdistill.teachers.methods.plan_jobs`."""
         return plan_jobs(self.names(), self.name, Seeds(), labels, seed, allowed, part)
 
     def units(self, jobs: Sequence[Job]) -> list[list[Job]]:
@@ -122,31 +121,6 @@ class Recipe(ABC):
 
     def check_storable(self) -> None:  # noqa: B027
         """Raise ValueError for members that can't be saved, before any is trained."""
-
-
-def plan_jobs(
-    names: Sequence[str],
-    together: str,
-    method: Method,
-    labels: np.ndarray,
-    seed: int,
-    allowed: np.ndarray | None = None,
-    part: int | None = None,
-) -> list[Job]:
-    """One job for each name, with a seed made of the ensemble's and the name, and the rows that the method
-    draws.
-
-    Snapshots and fast geometric cycles are of one training, whose seed is made of the name ``together``.
-    """
-    allowed = np.arange(len(labels), dtype=np.int64) if allowed is None else allowed
-    found = []
-    for name in names:
-        if isinstance(method, (Snapshot, FastGeometric)):
-            found.append(Job(name, derive_seed("member", seed, together), allowed, allowed, part))
-        else:
-            own = derive_seed("member", seed, name)
-            found.append(Job(name, own, allowed[method.rows(labels[allowed], own)], allowed, part))
-    return found
 
 
 @dataclass(frozen=True)
