@@ -8,14 +8,17 @@ import pytest
 import torch
 
 from ensdistill.common.completion import completed
+from ensdistill.data import Rows
+from ensdistill.data.batches import count, hashes
 from ensdistill.data.preprocess import fitted
-from ensdistill.data.samples import as_samples, form
+from ensdistill.data.samples import as_samples, form, sample_hashes
 from ensdistill.student.search.build import estimator_setting, made
 from ensdistill.student.search.families import FAMILIES, About, families_for, import_family
 from ensdistill.student.search.finals import final_plan
 from ensdistill.student.search.journal import Record
 from ensdistill.student.search.pace import Pace
 from ensdistill.student.search.policy import Policy
+from ensdistill.student.search.rows import some_samples
 from ensdistill.student.search.space import Space
 
 SAMPLES = {
@@ -43,6 +46,14 @@ def about_of(kind):
 @pytest.mark.parametrize("kind", SAMPLES)
 def test_families_that_fit_the_samples_are_searched(kind):
     assert {family.name for family in families_for((), about_of(kind))} == EXPECTED[kind]
+
+
+@pytest.mark.parametrize("kind", SAMPLES)
+def test_the_first_samples_are_in_the_container_that_models_take(kind):
+    first = some_samples(Rows(SAMPLES[kind], np.arange(40), np.zeros(40, np.int64)), 3)
+    assert type(first) is type(SAMPLES[kind])
+    assert count(first) == 3
+    assert hashes(first).tolist() == sample_hashes(as_samples(SAMPLES[kind]))[:3].tolist()
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from ensdistill.common.random import random_generator
 from ensdistill.common.tasks import Task, task_of
 from ensdistill.data import UNLABELLED, Rows
 from ensdistill.data.augmentation import Augmentation
-from ensdistill.data.samples import as_samples, form, joined, subset
+from ensdistill.data.samples import as_samples, form, joined
 from ensdistill.loss import targets
 from ensdistill.student.search.families import About, Candidate
 from ensdistill.student.search.space import TEMPERATURES, Role, Space
@@ -358,5 +358,5 @@ class JudgedTargets:
 
 
 def some_samples(rows: Rows, count: int) -> Any:
-    """The first samples."""
-    return subset(rows.inputs, np.arange(min(count, len(rows))))
+    """The first samples, in the container that models take."""
+    return as_samples(rows.inputs)[np.arange(min(count, len(rows)))]
