@@ -10,7 +10,7 @@ import torch
 from ensdistill.common.completion import completed
 from ensdistill.data import Rows
 from ensdistill.data.batches import count, hashes
-from ensdistill.data.preprocess import fitted
+from ensdistill.data.preprocess import fitted, power_scaler
 from ensdistill.data.samples import as_samples, form, sample_hashes
 from ensdistill.student.search.build import estimator_setting, made
 from ensdistill.student.search.families import FAMILIES, About, families_for, import_family
@@ -69,6 +69,18 @@ def test_candidates_are_built_for_the_samples_and_grow(kind, name):
         sizes.append(sum(p.numel() for p in model.parameters()))
     assert len(sizes) >= 2
     assert sizes == sorted(set(sizes))
+
+
+@pytest.mark.parametrize(("dtype", "steps"), [("float32", 3), ("int64", 3), ("float16", 0)])
+def test_numbers_are_scaled_by_powers_as_the_members_are(dtype, steps):
+    about = About("array", (5,), 40, 40, 3, dtype=dtype)
+    preprocess = import_family("mlp").candidates(about)[0].preprocess
+    own = made(preprocess)
+    assert len(getattr(own, "steps", ())) == steps
+    if steps:
+        x = SAMPLES["array"] ** 3
+        expected = power_scaler().fit_transform(x)
+        assert np.array_equal(own.fit_transform(x), expected)
 
 
 def test_arrays_with_gaps_are_for_boosters():
@@ -177,6 +189,8 @@ def test_the_best_two_families_have_a_long_training_each():
     assert policy.compared(tried) == ["g/1"]
     tried.append(long("g/1", 0.5))
     assert policy.compared(tried) == []
+    far = [record("student", "f/2", 1.0), record("student", "g/1", 4.1)]
+    assert policy.compared(far) == ["f/2"]
     assert policy.finalists(tried, {}) == ["g/1", "g/1", "f/2", "h/1"]
 
 

@@ -98,7 +98,8 @@ class Lessons:
         inputs = rows.inputs
         gaps = isinstance(inputs, np.ndarray) and inputs.dtype.kind == "f" and bool(np.isnan(inputs).any())
         counts = most, len(self.direct), len(cache.classes)
-        return About(described["kind"], shape, *counts, gaps, self.judged.task)
+        dtype = str(described.get("dtype", ""))
+        return About(described["kind"], shape, *counts, gaps, self.judged.task, dtype)
 
     @property
     def variances(self) -> bool:
