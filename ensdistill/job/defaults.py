@@ -112,7 +112,13 @@ def _of_numbers(columns: int, labelled: int, pool: int, preprocess: Any, labels:
     factor, least, most = ROWS
     made = _lacking(labelled, pool, factor, least, max(least, min(most, NUMBERS // max(1, columns))))
     synthetic = [Exchange(rows=made)] if made else []  # docs/transfer.md has the comparison
-    boosting = {"learning_rate": 0.05, "max_leaf_nodes": 15}
+    boosting = {  # docs/numbers.md has the comparison
+        "learning_rate": 0.05,
+        "max_iter": 150,
+        "max_leaf_nodes": 15,
+        "l2_regularization": 1.0,
+        "max_features": 0.5,
+    }
     forest = {"n_estimators": 200, "min_samples_leaf": 2}
     estimators: dict[str, Any] = {
         "boosting": _each(HistGradientBoostingClassifier(**boosting), labels),
