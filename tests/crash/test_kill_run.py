@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from job_helpers import numbers, succeed, trained, write_job
 
-ROUNDS = int(os.environ.get("ENSDISTILL_KILL_ROUNDS", "2"))
+ROUNDS = int(os.environ.get("ENSDISTILL_KILL_ROUNDS", "1"))
 # Of a finished job, about: the moment is drawn in files that are there, not in seconds, which depend on the machine.
 FILES = 45
 PATIENCE = 10.0  # seconds that a worker may need to notice, on a busy machine
