@@ -98,7 +98,9 @@ def processes(monkeypatch):
 
 
 # The death of a training before each of its changes is tested above.
-@pytest.mark.parametrize("job", JOBS if ROUNDS > 2 else ["write", pytest.param("train", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "job", JOBS if ROUNDS > 2 else ["write", pytest.param("train", marks=pytest.mark.slow)]
+)
 def test_kill_9_at_random_moments(tmp_path, processes, figures, job):
     generator, killed, accepted = random.Random(6), 0, 0
 
