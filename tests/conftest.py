@@ -8,7 +8,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import importlib.util
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
     from ensdistill.data import Split
 
-# A program of its own, of a library that few have; looking for doctests would import it.
-collect_ignore = ["fuzz/guided_fuzzer.py"]
-# pytest loads these by itself; looking for doctests would import them again, under one and the same name.
-collect_ignore_glob = ["*conftest.py"]
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_file() -> Generator[None, list[pytest.Collector], list[pytest.Collector]]:
+    """Tests have no doctests: without this, each worker would look for them in every object of every file here."""
+    return [collector for collector in (yield) if type(collector) is pytest.Module]
 
 
 @pytest.fixture(params=ops.build_info()["cpu"]["runnable"])

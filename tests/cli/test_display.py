@@ -95,7 +95,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 @pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="semaphores have names elsewhere too, but other ones"
 )
-@pytest.mark.parametrize("quiet", [True, False])
+@pytest.mark.parametrize("quiet", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_killed_run_leaves_no_warning(quiet):
     # The tracker is a process of its own and holds standard error open until it has cleaned up.
     done = subprocess.run(

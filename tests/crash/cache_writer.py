@@ -28,7 +28,7 @@ LOGITS = np.random.default_rng(0).normal(0, 4, (2, N, 10)).astype(np.float32)
 NUMBERS = np.arange(N)
 ROWS = Rows(NUMBERS[:, None].astype(np.float32), NUMBERS, NUMBERS % 10)
 OWN = Rows(ROWS.inputs, 7 * NUMBERS[::-1] - 50, ROWS.labels)  # with uids of a data set's own
-OPTIONS = {"shard_rows": 64, "batch_size": 32}
+OPTIONS = {"shard_rows": 100, "batch_size": 32}
 
 
 PAUSE = 0.003  # seconds for a batch, in a process that is to be killed
@@ -115,7 +115,7 @@ def with_member(folder: Path) -> None:
 
 def trained(folder: Path) -> None:
     write(source := folder.with_name("source"))
-    train(folder, TargetCache.open(source), steps=128, batch=32)
+    train(folder, TargetCache.open(source), steps=64, batch=32)
 
 
 def as_you_go(folder: Path) -> None:

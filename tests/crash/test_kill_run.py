@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from job_helpers import numbers, succeed, trained, write_job
 
-ROUNDS = int(os.environ.get("ENSDISTILL_KILL_ROUNDS", "2"))
+ROUNDS = int(os.environ.get("ENSDISTILL_KILL_ROUNDS", "1"))
 # Of a finished job, about: the moment is drawn in files that are there, not in seconds, which depend on the machine.
 FILES = 45
 PATIENCE = 10.0  # seconds that a worker may need to notice, on a busy machine
@@ -103,7 +103,7 @@ def test_ctrl_c(tmp_path, finished_job):
     the_same_command(file, finished_job)
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("sent", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL])
 def test_long_work_ends_with_its_parent(tmp_path, sent):
     # Sent to the parent alone, as by a process manager. The worker would go on with its unit for an hour.
     process = start(write_job(tmp_path, {"teachers.members.0.init_args.optimization.steps": 5_000_000}))

@@ -74,6 +74,7 @@ def test_the_table_runs(tmp_path, at_root):
     assert [found[part] for part in ("labelled", "pool", "test", "classes")] == [250, 11, 83, 2]
 
 
+@pytest.mark.slow
 def test_images_in_folders_run(tmp_path):
     generator = np.random.default_rng(0)
     for part, count in (("train", 40), ("test", 10)):
@@ -96,6 +97,7 @@ def test_images_in_folders_run(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_texts_run(tmp_path):
     generator = np.random.default_rng(0)
     words = {"net": ["server", "protocol", "router", "file"], "doc": ["manual", "guide", "pages", "file"]}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-ROUNDS = int(os.environ.get("ENSDISTILL_FUZZ_ROUNDS", "1000"))
+ROUNDS = int(os.environ.get("ENSDISTILL_FUZZ_ROUNDS", "500"))
 HERE = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
 SHARDS = HERE.parent.parent / "csrc" / "shards"
@@ -34,7 +34,7 @@ def run(command: list[str], **more: str) -> dict[str, int]:
 
 
 def test_every_damage_is_found(figures):
-    rounds = max(1000, ROUNDS // 10)
+    rounds = max(500, ROUNDS // 10)
     result = fuzz("damages", rounds)
     figures(
         f"damages: {result['flipped']} bits flipped, {result['cut']} files cut, {result['extended']} "

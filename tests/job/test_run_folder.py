@@ -82,7 +82,7 @@ def test_a_folder_that_another_process_writes(copy):
     succeed("run", job_file(copy))
 
 
-@pytest.mark.parametrize("write", [1, 4, 12, 20])
+@pytest.mark.parametrize("write", [1, 12, *(pytest.param(n, marks=pytest.mark.slow) for n in (4, 20))])
 def test_a_full_disk_then_the_same_command(copy, finished_job, monkeypatch, write):
     shutil.rmtree(copy)
     left, fsync = write, os.fsync

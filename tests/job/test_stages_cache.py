@@ -61,7 +61,7 @@ def test_a_cache_serves_the_highest_temperature_of_a_student(copy):
     assert cache.manifest["floor"] == pytest.approx(30 * (np.log(10) + 16))
 
 
-@pytest.mark.parametrize("codec", ["topk-3", "counts-50"])
+@pytest.mark.parametrize("codec", ["topk-3", pytest.param("counts-50", marks=pytest.mark.slow)])
 def test_a_whole_job_from_compressed_views(copy, codec):
     file = write_job(
         copy.parents[1],

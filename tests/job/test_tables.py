@@ -97,7 +97,7 @@ def splits_by_category(members, ensemble):
     return found | set(np.flatnonzero(histogram.is_categorical_).tolist())
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.int64])
+@pytest.mark.parametrize("dtype", [np.float64, pytest.param(np.int64, marks=pytest.mark.slow)])
 def test_every_library_learns_categories_from_a_jobs_table(tmp_path, dtype):
     succeed("run", job(tmp_path, dtype, labels=lambda y: y.astype(np.float64)))
     folder = tmp_path / "runs" / "tiny"

@@ -145,8 +145,8 @@ class Recurrent(nn.Module):
 
 
 LONG = {
-    "several in one", "bytes", "gray images", "channels first", "fields, a dict", "fields, a tuple",
-    "a module before", "piecewise embeddings", "periodic embeddings", "float64 parameters", "recurrent",
+    "float64", "several in one", "integers", "bytes", "arrays of images", "gray images", "channels first",
+    "words", "fields, a dict", "fields, a tuple", "a module before", "piecewise embeddings", "periodic embeddings", "float64 parameters", "recurrent",
     "batch norm",
 }  # fmt: skip
 

@@ -137,8 +137,17 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("way", ["stacked", "one_by_one", "side_by_side"])
-@pytest.mark.parametrize("method", ["bagging", "snapshot"])
+@pytest.mark.parametrize(
+    ("method", "way"),
+    [
+        ("bagging", "stacked"),
+        ("bagging", "one_by_one"),
+        ("snapshot", "side_by_side"),
+        pytest.param("bagging", "side_by_side", marks=pytest.mark.slow),
+        pytest.param("snapshot", "stacked", marks=pytest.mark.slow),
+        pytest.param("snapshot", "one_by_one", marks=pytest.mark.slow),
+    ],
+)
 def test_an_interrupted_training_goes_on(digits, tmp_path, monkeypatch, way, method):
     monkeypatch.setattr(
         planning, "TorchMembers", functools.partial(planning.TorchMembers, checkpoint_every=128)
