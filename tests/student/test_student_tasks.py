@@ -39,6 +39,7 @@ from tests.student.task_sources import (
     SOURCES,
     TAGGED,
     UIDS,
+    Source,
     X,
     Y,
     labels_source,
@@ -167,6 +168,30 @@ def test_direct_is_the_loop_that_is_written_out(task):
     trained = StudentTrainer(SHORT).direct(factory, rows, seed=5)
     clip = 1.0 if task == "with variances" else None
     torch.testing.assert_close(weights_of(trained), by_hand(factory, loss_of, clip=clip), rtol=0, atol=2e-5)
+
+
+@pytest.mark.slow
+def test_a_row_of_far_too_small_a_variance_does_not_end_a_training():
+    random, uids = np.random.default_rng(0), np.arange(600)
+    x = random.normal(size=(600, INPUTS)).astype(np.float32)
+    x[:3] *= 20  # far from all others
+    mean, variance = np.tanh(x[:, :1]) + 0.3 * x[:, 1:2], 1e-3 * np.exp(x[:, 2:3].clip(-3, 3))
+    source = Source("regression", mean[None], variance[None], uids=uids)
+    rows, factory = (
+        Rows(x, uids, np.full((600, 1), np.nan)),
+        partial(MLP, INPUTS, [32, 32], 2, activation="silu"),
+    )
+
+    def divergence(**clip):
+        settings = StudentOptimization(steps=500, batch_size=32, learning_rate=0.04, **clip)
+        trained = StudentTrainer(settings).distill(factory, rows, source, seed=0)
+        found = trained.module(torch.from_numpy(x))
+        targets = [torch.from_numpy(one)[None] for one in (mean.astype(float), variance.astype(float))]
+        return float(
+            gaussian_distillation_loss(found[0], found[1].log(), *targets, reduction="none").detach().median()
+        )
+
+    assert divergence() < 0.3 < divergence(clip_norm=1e30)
 
 
 def test_direct_smooths_several_labels():
