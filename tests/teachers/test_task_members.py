@@ -4,11 +4,12 @@ import warnings
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.special import expit, logit
 from sklearn import ensemble, linear_model, multioutput, neighbors, neural_network, tree
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF
 from sklearn.kernel_ridge import KernelRidge
@@ -221,6 +222,17 @@ def test_trees_of_several_outputs_answer_as_xgboost(strategy, tmp_path):
     np.testing.assert_allclose(found, tags.predict_proba(X), atol=1e-6)
 
 
+class Untagged(RegressorMixin, BaseEstimator):
+    """Predicts several numbers, which its tags do not show."""
+
+    def fit(self, x, y):
+        self.mean_, self.n_features_in_ = y.mean(0), x.shape[1]
+        return self
+
+    def predict(self, x):
+        return np.tile(self.mean_, (len(x), 1))
+
+
 def test_regressors_of_one_number_declare_their_task():
     one = [
         ensemble.HistGradientBoostingRegressor(max_iter=2),
@@ -229,8 +241,10 @@ def test_regressors_of_one_number_declare_their_task():
     more = [GaussianProcessRegressor(RBF()), neighbors.KNeighborsRegressor(), KernelRidge()]
     for estimator in one + more:
         assert task_of(as_member(estimator.fit(X, NUMBERS[:, 0]))) == "regression"
-    for estimator in more:  # two numbers could be those of two classes
+    for estimator in [*more, Untagged()]:  # two numbers could be those of two classes
         assert task_of(as_member(estimator.fit(X, NUMBERS))) == "classification"
+    frame = pd.DataFrame({"x": X[:, 0], "kind": pd.Categorical(["a", "b"] * 30)})  # it takes no row of zeros
+    assert task_of(as_member(one[0].fit(frame, NUMBERS[:, 0]))) == "regression"
 
 
 def test_a_classifier_is_no_regressor():

@@ -88,19 +88,21 @@ def outputs_of(estimator: Any) -> int | None:
 
 
 def _numbers_by_trial(estimator: Any) -> int | None:
-    """1 where scikit-learn's tags allow no more; else the count in the prediction for a row of zeros, if the
-    estimator takes such a row."""
+    """The count in the prediction for a row of zeros; of an estimator that takes no such row 1 where
+    scikit-learn's tags allow no more."""
     from sklearn.utils import get_tags
 
     try:
-        if not get_tags(estimator).target_tags.multi_output:
-            return 1
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a row without the columns' names
             found = np.asarray(estimator.predict(np.zeros((1, estimator.n_features_in_))))
-    except Exception:  # the kind depends on the estimator
+        return 1 if found.ndim == 1 else found.shape[1]
+    except Exception:  # the kind depends on the estimator, here and below
+        pass
+    try:
+        return None if get_tags(estimator).target_tags.multi_output else 1
+    except Exception:
         return None
-    return 1 if found.ndim == 1 else found.shape[1]
 
 
 def of_several_labels(estimator: Any) -> bool:
