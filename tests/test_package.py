@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 import ensdistill
+from ensdistill import functional
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,6 +29,13 @@ def test_a_public_name_is_there(name):
     if name != "__version__":
         assert value.__name__ == name
         assert value.__module__.startswith("ensdistill.")
+
+
+def test_the_functional_face_has_the_losses_of_all_tasks():
+    losses = {name for name in functional.__all__ if name.endswith("_loss")}
+    tasks = {f"{task}distillation_loss" for task in ("", "linear_", "multilabel_", "gaussian_")}
+    assert losses == tasks
+    assert functional.linear_distillation_loss is ensdistill.linear_distillation_loss
 
 
 def test_the_version_is_that_of_the_installed_package(monkeypatch):

@@ -166,20 +166,23 @@ def _plain_strings(frame: Any) -> Any:
 
 
 def _flights() -> Content:
-    """Raw facts of the day before the departure."""
-    frame = flights_frame()
-    frame = frame[frame["arr_delay"].notna()].reset_index(drop=True)
-    inputs = ["month", "day", "sched_dep_time", "sched_arr_time", "distance", "carrier", "origin", "dest"]
-    labels = np.digitize(np.asarray(frame["arr_delay"]), LATE).astype(np.int64)
-    return frame[inputs], labels, ("early", "late", "later")
+    """Raw facts of the day before the departure, and whether the flight was early, late or later."""
+    frame, delays = _arrivals()
+    return frame, np.digitize(delays, LATE).astype(np.int64), ("early", "late", "later")
 
 
 def _delays() -> Content:
     """The same facts, and the minutes of the delay."""
+    frame, delays = _arrivals()
+    return frame, delays[:, None], ("arr_delay",)
+
+
+def _arrivals() -> tuple[Any, np.ndarray]:
+    """The flights that arrived, and their delays in minutes."""
     frame = flights_frame()
     frame = frame[frame["arr_delay"].notna()].reset_index(drop=True)
     inputs = ["month", "day", "sched_dep_time", "sched_arr_time", "distance", "carrier", "origin", "dest"]
-    return frame[inputs], frame[["arr_delay"]].to_numpy(np.float64), ("arr_delay",)
+    return frame[inputs], frame["arr_delay"].to_numpy(np.float64)
 
 
 def _prices() -> Content:
@@ -246,6 +249,12 @@ def _set(
     return QualitySet(kind, read, {name: Regime(*rows) for name, rows in regimes.items()}, sizes, task)
 
 
+# Rows of the sets that differ in their labels alone.
+Rows = dict[str, tuple[int, ...]]
+STONES: Rows = {"pool": (2000, 30_000, 12_000), "all": (20_000, 0, 12_000), "quick": (500, 500, 2000)}
+FLIGHTS: Rows = {"pool": (5000, 60_000, 40_000), "all": (60_000, 0, 40_000), "quick": (500, 500, 2000)}
+TEXTS: Rows = {"pool": (1500, 14_000, 6000), "all": (14_000, 0, 6000), "quick": (300, 900, 1000)}
+
 SETS = {
     "digits": _set("image", _digits, pool=(200, 900), all=(1257, 0), quick=(150, 900)),
     "letter": _set(
@@ -253,12 +262,8 @@ SETS = {
     ),
     "income": _set("table", _income, pool=(600, 5600, 2200), all=(6000, 0, 2200), quick=(400, 0, 800)),
     "spam": _set("table", _spam, pool=(300, 2800, 1200), all=(3200, 0, 1200), quick=(200, 400, 800)),
-    "diamonds": _set(
-        "table", _diamonds, pool=(2000, 30_000, 12_000), all=(20_000, 0, 12_000), quick=(500, 500, 2000)
-    ),
-    "flights": _set(
-        "table", _flights, pool=(5000, 60_000, 40_000), all=(60_000, 0, 40_000), quick=(500, 500, 2000)
-    ),
+    "diamonds": _set("table", _diamonds, **STONES),
+    "flights": _set("table", _flights, **FLIGHTS),
     "fashion": _set(
         "image",
         _fashion,
@@ -267,32 +272,9 @@ SETS = {
         all=(60_000, 0, 10_000),
         quick=(200, 900, 1000),
     ),
-    "packages": _set(
-        "text", _packages, pool=(1500, 14_000, 6000), all=(14_000, 0, 6000), quick=(300, 900, 1000)
-    ),
-    "tags": _set(
-        "text",
-        _tags,
-        task="multilabel",
-        pool=(1500, 14_000, 6000),
-        all=(14_000, 0, 6000),
-        quick=(300, 900, 1000),
-    ),
-    "prices": _set(
-        "table",
-        _prices,
-        task="regression",
-        pool=(2000, 30_000, 12_000),
-        all=(20_000, 0, 12_000),
-        quick=(500, 900, 2000),
-    ),
-    "delays": _set(
-        "table",
-        _delays,
-        task="regression",
-        pool=(5000, 60_000, 40_000),
-        all=(60_000, 0, 40_000),
-        quick=(500, 900, 2000),
-    ),
+    "packages": _set("text", _packages, **TEXTS),
+    "tags": _set("text", _tags, task="multilabel", **TEXTS),
+    "prices": _set("table", _prices, task="regression", **STONES),
+    "delays": _set("table", _delays, task="regression", **FLIGHTS),
     "diabetes": _set("table", _diabetes, task="regression", pool=(100, 240), all=(340, 0), quick=(200, 100)),
 }

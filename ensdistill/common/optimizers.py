@@ -81,7 +81,8 @@ class StudentOptimization(Optimization):
         whose pattern its name matches; all others have the settings above.
     clip_norm : float, optional
         Gradients whose norm, over all parameters and processes, is larger are scaled down to it, as
-        :func:`torch.nn.utils.clip_grad_norm_` does.
+        :func:`torch.nn.utils.clip_grad_norm_` does. By default they are not, but for a student that predicts
+        variances, whose gradients are scaled down to 1.
     accumulate : int
         The parts into which each process divides its rows of a batch: they go through the model one after the
         other, in the memory of one, and their gradients are added. The loss is that of the whole batch.

@@ -12,13 +12,14 @@ from ensdistill.data.tasks import UNKNOWN
 from ensdistill.report.multilabel_metrics import LabelProbabilities
 from ensdistill.report.regression_metrics import Forecasts, deviations
 from ensdistill.report.results import RunResults, StudentResults
-from ensdistill.report.row_scores import ROW_SCORES
+from ensdistill.report.row_scores import ROW_SCORES, label_divergence
 from ensdistill.report.samples import shown_sample
 
 SHOWN_ROWS = 8
 PAIRS = 30  # of classes, the most frequent
 MATRIX = 12  # classes, up to which the whole table is given
-NAMED = 6  # labels, or numbers, of a prediction in words
+NAMED = 6  # labels of a row, or numbers of a prediction, in words
+APART = 3  # labels of a row on which two predictions are furthest apart, in words
 
 
 def judge_agreement(student: StudentResults, results: RunResults) -> dict[str, Any]:
@@ -125,8 +126,7 @@ def furthest_rows(student: StudentResults, results: RunResults) -> list[dict[str
                 "uid": uid,
                 "distance": apart,
                 "label": _label(results.labels[s][row], names),
-                "ensemble": _predicted(ensembles[s], row, names),
-                "student": _predicted(students[s], row, names),
+                **_both(ensembles[s], students[s], row, names),
                 "sample": shown_sample(results.inputs[s], row) if len(results.inputs) else None,
             }
         )
@@ -148,15 +148,20 @@ def _label(label: Any, names: list[str]) -> str:
     return f"{shown} ({unknown} unknown)" if unknown else shown
 
 
+def _both(ensemble: Any, student: Any, row: int, names: list[str]) -> dict[str, str]:
+    """The two predictions of a row in words; of several labels those on which they are furthest apart."""
+    if isinstance(ensemble, LabelProbabilities):
+        both = {"ensemble": ensemble.values[row], "student": student.values[row]}
+        furthest = np.argsort(-label_divergence(both["ensemble"], both["student"]), kind="stable")[:APART]
+        return {of: ", ".join(f"{names[i]} ({100 * p[i]:.0f} %)" for i in furthest) for of, p in both.items()}
+    return {"ensemble": _predicted(ensemble, row, names), "student": _predicted(student, row, names)}
+
+
 def _predicted(prediction: Any, row: int, names: list[str]) -> str:
-    """A prediction in words: the likeliest class, the predicted labels, or the means."""
+    """A prediction in words: the likeliest class, or the means."""
     if isinstance(prediction, Forecasts):
         variance = prediction.variance
         return _numbers(prediction.mean[row], names, None if variance is None else np.sqrt(variance[row]))
-    if isinstance(prediction, LabelProbabilities):
-        p, there = prediction.values[row], prediction.predicted[row]
-        likeliest = sorted(np.nonzero(there)[0], key=lambda i: -p[i])
-        return _list([f"{names[i]} ({100 * p[i]:.0f} %)" for i in likeliest])
     top = int(prediction[row].argmax())
     return f"{names[top]} ({100 * prediction[row, top]:.0f} %)"
 

@@ -90,8 +90,19 @@ def divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     return np.maximum((p * (log_p - log_q)).sum(-1), 0.0)
 
 
+def label_divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """KL(p ‖ q) of each label by itself, of probabilities of labels [..., C] in nats, [..., C].
+
+    Examples
+    --------
+    >>> label_divergence(np.array([0.5, 1.0]), np.array([0.5, 0.5])).round(3).tolist()
+    [0.0, 0.693]
+    """
+    return divergence(_of_labels(p), _of_labels(q))
+
+
 def _of_labels(p: np.ndarray) -> np.ndarray:
-    """Each label's two probabilities: [N, C, 2] from [N, C]."""
+    """Each label's two probabilities: [..., C, 2] from [..., C]."""
     return np.stack([p, 1 - p], axis=-1)
 
 
@@ -144,7 +155,7 @@ ROW_SCORES: dict[Task, RowScores] = {
         spread=_class_spread,
     ),
     "multilabel": RowScores(
-        distance=lambda e, s, _: divergence(_of_labels(e.values), _of_labels(s.values)).sum(-1),
+        distance=lambda e, s, _: label_divergence(e.values, s.values).sum(-1),
         distance_unit="KL, nats",
         uncertainty=lambda p, _: entropy(_of_labels(p.values)).sum(-1),
         uncertainty_of="entropy, summed over labels",

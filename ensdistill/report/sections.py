@@ -203,7 +203,9 @@ def furthest(report: dict[str, Any], student: dict[str, Any], limit: int = 3) ->
 def furthest_about(report: dict[str, Any]) -> str:
     """How rows are chosen."""
     unit = ROW_SCORES[report["task"]].distance_unit
-    return f"The test rows on which student and ensemble are furthest apart ({unit})."
+    about = f"The test rows on which student and ensemble are furthest apart ({unit})."
+    several = " Of each row, the probabilities of the labels that contribute the most to it."
+    return about + several * (report["task"] == "multilabel")
 
 
 def row_name(one: dict[str, Any], several: bool) -> str:

@@ -309,7 +309,10 @@ def _numbers(y: Any) -> tuple[np.ndarray, np.ndarray]:
         y = column_or_1d(_plain(y), warn=True)
         if y.dtype.kind == "O" and any(gaps := [is_missing(value) for value in y.tolist()]):
             raise ValueError(f"Input y contains NaN: the number of row {gaps.index(True)} is missing")
-    values = np.asarray(y, np.float64)
+    try:
+        values = np.asarray(y, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"y: expected numbers; {error}. DistilledClassifier takes classes") from error
     assert_all_finite(values, input_name="y")
     return names, values.reshape(len(values), -1)
 

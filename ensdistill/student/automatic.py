@@ -102,7 +102,8 @@ class Automatic:
     steps, batch_size : int
     learning_rate : float
     tried : tuple of (float, float)
-        Learning rates, and the score of each on rows that it did not learn from; empty where none was tried.
+        Learning rates, and the score of each on rows that it did not learn from, infinite where the training
+        diverged; empty where none was tried.
     metric : str
         Of the scores.
     trial_steps : int
@@ -130,7 +131,10 @@ class Automatic:
         numbers = ", ".join(f"{name}: {value}" for name, value in self.settings.items())
         if not self.tried:
             return numbers
-        scores = ", ".join(f"{score:.4g} at {rate:.2g}" for rate, score in sorted(self.tried))
+        scores = ", ".join(
+            f"{'diverged' if math.isinf(score) else f'{score:.4g}'} at {rate:.2g}"
+            for rate, score in sorted(self.tried)
+        )
         return f"{numbers} ({self.metric} of {self.trial_steps} steps: {scores})"
 
     def applied(self, optimization: Kind) -> Kind:
@@ -138,12 +142,15 @@ class Automatic:
         return optimization.with_numbers(self.steps, self.batch_size, self.learning_rate)
 
     def record(self) -> dict[str, Any]:
-        """As JSON, from which :func:`of_record` makes it again."""
-        return {**vars(self), "names": list(self.names), "tried": [list(one) for one in self.tried]}
+        """As JSON, which has no infinite numbers, from which :func:`of_record` makes it again."""
+        tried = [[rate, None if math.isinf(score) else score] for rate, score in self.tried]
+        return {**vars(self), "names": list(self.names), "tried": tried}
 
     @classmethod
     def of_record(cls, record: dict[str, Any]) -> Automatic:
-        tried = tuple((float(rate), float(score)) for rate, score in record["tried"])
+        tried = tuple(
+            (float(rate), math.inf if score is None else float(score)) for rate, score in record["tried"]
+        )
         return cls(**{**record, "names": tuple(record["names"]), "tried": tried})
 
 

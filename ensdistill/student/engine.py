@@ -26,6 +26,8 @@ from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ensdistill.common.optimization import Optimization
+from ensdistill.common.optimizers import student_settings
 from ensdistill.common.processes import Processes
 from ensdistill.student.inputs import Inputs, call
 
@@ -34,6 +36,17 @@ _STATES = (AcceleratorState, PartialState, GradientState)
 _PREFIXES = ("ACCELERATE_", "PMI_", "OMPI_", "MPI_", "MV2_")
 _RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# A row whose variance is far too small has a gradient without bound, and Adam's averages keep it for
+# thousands of steps: on diamonds' prices a training at a good rate ended there.
+CLIP_OF_VARIANCES = 1.0
+
+
+def clip_norm_of(optimization: Optimization, variances: bool) -> float | None:
+    """The largest norm of a step's gradients; ``variances`` is whether the student predicts them."""
+    stated = student_settings(optimization).clip_norm
+    return CLIP_OF_VARIANCES if stated is None and variances else stated
+
+
 _making = Lock()
 
 

@@ -27,7 +27,7 @@ from ensdistill.student.averaging import WeightAverage
 from ensdistill.student.batches import BLOCK, order_of
 from ensdistill.student.blocks import draw_block
 from ensdistill.student.curve import Curve
-from ensdistill.student.engine import device_type
+from ensdistill.student.engine import clip_norm_of, device_type
 from ensdistill.student.inputs import Preparation, call, takes_ids
 from ensdistill.student.methods import MomentTargets, SoftTargets
 from ensdistill.student.preconditions import check_optimization
@@ -294,7 +294,10 @@ class Stack:
         optimizers = [
             build_optimizer(t.optimization, m) for t, m in zip(self.trainers, self.models, strict=True)
         ]
-        clips = [student_settings(t.optimization).clip_norm for t in self.trainers]
+        clips = [
+            clip_norm_of(trainer.optimization, self.outputs != one.classes)
+            for trainer, one in zip(self.trainers, trainings, strict=True)
+        ]
         average, averages = self._averages()
         curves = [self._curve(one) for one in trainings]
         selections = [

@@ -29,7 +29,7 @@ from ensdistill.student.checkpoint_files import CheckpointFiles
 from ensdistill.student.cost import StepCost
 from ensdistill.student.curve import Curve
 from ensdistill.student.divergence import diverged
-from ensdistill.student.engine import Engine, device_type, start_engine
+from ensdistill.student.engine import Engine, clip_norm_of, device_type, start_engine
 from ensdistill.student.inputs import Preparation, call, takes_ids
 from ensdistill.student.machines import Division
 from ensdistill.student.methods import StudentLoss
@@ -192,6 +192,7 @@ def train(trainer: StudentTrainer, training: Training, automatic: Automatic | No
         set_seed(kind, "student", seed)
         with group.together():
             model, outputs = training.build()
+            variances = outputs != training.classes
             if trainer.shard is not None:
                 check_shardable(model, trainer.shard)
         fingerprint = training_fingerprint(trainer, training, model, group, automatic)
@@ -208,7 +209,7 @@ def train(trainer: StudentTrainer, training: Training, automatic: Automatic | No
             optimizer,
             trainer.mixed_precision,
             group,
-            clip_norm=settings.clip_norm,
+            clip_norm=clip_norm_of(trainer.optimization, variances),
             compiled=trainer.compile,
             sharded=sharding is not None,
         )
@@ -221,7 +222,6 @@ def train(trainer: StudentTrainer, training: Training, automatic: Automatic | No
             average = WeightAverage(model, trainer.ema, another)
         examination, held = None, training.validation
         if held is not None:
-            variances = outputs != training.classes
             examination = Examination(held, training.loss, prepare, group, sharding is not None, variances)
         selection = Selection(model, average, examination, steps)
 

@@ -143,6 +143,18 @@ def test_the_furthest_row_comes_first_and_a_row_of_two_test_sets_once() -> None:
     assert "png" in found[0]["sample"]
 
 
+def test_a_row_of_labels_shows_those_that_are_furthest_apart() -> None:
+    results = label_results(seeds=(0,))
+    ensemble = results.ensemble.predictions("multilabel")[0].values
+    ensemble[5] = [0.99, 0.98, 0.01, 0.4, 0.97]
+    student = results.students[0].models["student"].predictions("multilabel")[0].values
+    student[5] = [0.01, 0.98, 0.01, 0.6, 0.5]
+    found = furthest_rows(results.students[0], results)[0]
+    assert found["row"] == 5
+    assert found["ensemble"] == "cat (99 %), never seen (97 %), bird (40 %)"
+    assert found["student"] == "cat (1 %), never seen (50 %), bird (60 %)"
+
+
 def test_uncertainty_of_the_ensemble_ranks_as_itself() -> None:
     results = label_results()
     found = judge_uncertainty(results.students[0], results)

@@ -145,6 +145,8 @@ def test_settings_of_another_task_are_refused():
     for model, message in cases:
         with pytest.raises(ValueError, match=message):
             model.fit(X, PRICE)
+    with pytest.raises(ValueError, match=r"^y: expected numbers; .*DistilledClassifier takes classes"):
+        regressor().fit(X, ["dear"] * len(X))
     with pytest.raises(ValueError, match="teachers: expected an ensemble of the task multilabel"):
         DistilledClassifier(ensemble, STUDENT, optimization=FEW, validation_fraction=None).fit(X, Y)
     model = DistilledRegressor(ensemble, STUDENT, optimization=FAST, validation_fraction=None, synthetic=None)

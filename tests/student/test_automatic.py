@@ -133,6 +133,12 @@ def test_a_rate_that_diverges_is_none():
     assert automatic._lowest(lambda rate: math.inf if rate > 0.004 else rate, 0.01, 7) <= 0.004
 
 
+def test_a_record_holds_a_rate_that_diverged():
+    found = Automatic(("learning_rate",), 64, 8, 0.01, ((0.1, math.inf), (0.01, 0.5)), "kl", 64)
+    assert Automatic.of_record(json.loads(json.dumps(found.record(), allow_nan=False))) == found
+    assert str(found).endswith("(kl of 64 steps: 0.5 at 0.01, diverged at 0.1)")
+
+
 def test_the_rate_is_that_of_the_best_short_training(trained):
     found = trained.automatic
     assert found.names == ("batch_size", "learning_rate")

@@ -4,13 +4,16 @@ import warnings
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.special import expit, logit
 from sklearn import ensemble, linear_model, multioutput, neighbors, neural_network, tree
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.model_selection import GridSearchCV
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -70,12 +73,25 @@ def test_multilabel_estimators_answer_as_scikit_learn(name, tmp_path):
     assert (found.dtype, found.shape, member.classes) == (np.float32, (60, 3), ("a", "b", "c"))
     assert np.isfinite(found).all()
     np.testing.assert_allclose(expit(found.astype(float)), probabilities_of(estimator, X), atol=3e-6)
-    # A network's attributes do not show whether its classes exclude each other.
-    assert task_of(as_member(estimator)) == ("classification" if name == "network" else "multilabel")
+    assert task_of(as_member(estimator)) == "multilabel"
     member.save(tmp_path)
     loaded = load_member(tmp_path)
     assert (task_of(loaded), loaded.fingerprint()) == ("multilabel", member.fingerprint())
     np.testing.assert_array_equal(loaded.predict_logits(X), found)
+
+
+def test_fitted_models_of_several_labels_declare_their_task():
+    several = [
+        neural_network.MLPClassifier((2,), max_iter=2),
+        linear_model.RidgeClassifier(),
+        make_pipeline(StandardScaler(), OneVsRestClassifier(linear_model.LogisticRegression())),
+        GridSearchCV(tree.DecisionTreeClassifier(), {"max_depth": [2]}, cv=2),
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of two steps
+        for estimator in several:
+            assert task_of(as_member(estimator.fit(X, LABELS))) == "multilabel"
+            assert task_of(as_member(estimator.fit(X, LABELS[:, 0]))) == "classification"
 
 
 def test_margins_are_log_odds_where_there_are_no_probabilities():
@@ -206,6 +222,31 @@ def test_trees_of_several_outputs_answer_as_xgboost(strategy, tmp_path):
     np.testing.assert_allclose(found, tags.predict_proba(X), atol=1e-6)
 
 
+class Untagged(RegressorMixin, BaseEstimator):
+    """Predicts several numbers, which its tags do not show."""
+
+    def fit(self, x, y):
+        self.mean_, self.n_features_in_ = y.mean(0), x.shape[1]
+        return self
+
+    def predict(self, x):
+        return np.tile(self.mean_, (len(x), 1))
+
+
+def test_regressors_of_one_number_declare_their_task():
+    one = [
+        ensemble.HistGradientBoostingRegressor(max_iter=2),
+        ensemble.GradientBoostingRegressor(n_estimators=2),
+    ]
+    more = [GaussianProcessRegressor(RBF()), neighbors.KNeighborsRegressor(), KernelRidge()]
+    for estimator in one + more:
+        assert task_of(as_member(estimator.fit(X, NUMBERS[:, 0]))) == "regression"
+    for estimator in [*more, Untagged()]:  # two numbers could be those of two classes
+        assert task_of(as_member(estimator.fit(X, NUMBERS))) == "classification"
+    frame = pd.DataFrame({"x": X[:, 0], "kind": pd.Categorical(["a", "b"] * 30)})  # it takes no row of zeros
+    assert task_of(as_member(one[0].fit(frame, NUMBERS[:, 0]))) == "regression"
+
+
 def test_a_classifier_is_no_regressor():
     with pytest.raises(ValueError, match=r"^task: tree is a classifier; expected a regressor"):
         SklearnMember(tree.DecisionTreeClassifier().fit(X, LABELS), name="tree", task="regression")
@@ -276,7 +317,8 @@ def test_boosted_models_of_several_labels_answer_as_their_library(library, tmp_p
             thread_count=1,
         )
     ).fit(X, LABELS)
-    member = as_member(model, task="multilabel")
+    member = as_member(model)  # the model itself declares the task
+    assert member.task == "multilabel"
     found = member.predict_logits(X)
     np.testing.assert_allclose(expit(found.astype(float)), model.predict_proba(X), atol=1e-6)
     np.testing.assert_allclose(found, member._model.scores(X), rtol=1e-6)  # no rounding of probabilities

@@ -151,7 +151,7 @@ def declared_task(value: Any) -> Task:
         return pretrained.declared_task(unwrapped(value)) or "classification"
     if not hasattr(value, "get_params") or not hasattr(value, "fit"):
         return "classification"
-    if library_of(value) is None and of_several_labels(value):
+    if of_several_labels(value):
         return "multilabel"
     return "regression" if predicts_numbers(value) and outputs_of(value) == 1 else "classification"
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from typing import Any
 
 import numpy as np
 
 from ensdistill.common.tasks import Task
-from ensdistill.teachers.members.boosted.libraries import library_of
+from ensdistill.teachers.members.boosted.libraries import boosted_on_several_labels, library_of
 from ensdistill.teachers.members.moments import as_moments
 
 
@@ -71,7 +72,7 @@ def moments_by(name: str, estimator: Any, spread: str | None, features: Any) -> 
 
 
 def outputs_of(estimator: Any) -> int | None:
-    """The count of numbers that a fitted regressor predicts for a row, where its attributes show it."""
+    """The count of numbers that a fitted regressor predicts for a row; None where nothing shows it."""
     for part in ("best_estimator_", "steps"):
         inner = getattr(estimator, part, None)
         if inner is not None:
@@ -81,14 +82,42 @@ def outputs_of(estimator: Any) -> int | None:
     if library_of(estimator) is not None or hasattr(estimator, "pred_dist"):
         return 1
     coefficients = getattr(estimator, "coef_", None)
-    return None if coefficients is None else 1 if np.ndim(coefficients) == 1 else len(coefficients)
+    if coefficients is not None:
+        return 1 if np.ndim(coefficients) == 1 else len(coefficients)
+    return _numbers_by_trial(estimator)
+
+
+def _numbers_by_trial(estimator: Any) -> int | None:
+    """The count in the prediction for a row of zeros; of an estimator that takes no such row 1 where
+    scikit-learn's tags allow no more."""
+    from sklearn.utils import get_tags
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a row without the columns' names
+            found = np.asarray(estimator.predict(np.zeros((1, estimator.n_features_in_))))
+        return 1 if found.ndim == 1 else found.shape[1]
+    except Exception:  # the kind depends on the estimator, here and below
+        pass
+    try:
+        return None if get_tags(estimator).target_tags.multi_output else 1
+    except Exception:
+        return None
 
 
 def of_several_labels(estimator: Any) -> bool:
     """Whether a fitted classifier states that it has several labels for each row; False if unknown."""
+    for part in ("best_estimator_", "steps"):
+        inner = getattr(estimator, part, None)
+        if inner is not None:
+            return of_several_labels(inner[-1][1] if part == "steps" else inner)
+    if library_of(estimator) is not None:
+        return boosted_on_several_labels(estimator)
+    # MLPClassifier and RidgeClassifier keep the form of their labels there alone.
+    form = getattr(getattr(estimator, "_label_binarizer", None), "y_type_", "")
     known = getattr(estimator, "classes_", None)
     listed = isinstance(known, list) and any(np.ndim(labels) for labels in known)
-    return bool(getattr(estimator, "multilabel_", False)) or listed
+    return form == "multilabel-indicator" or bool(getattr(estimator, "multilabel_", False)) or listed
 
 
 def answers_in_pairs(estimator: Any) -> bool:

@@ -21,6 +21,20 @@ def library_of(value: Any) -> str | None:
     return next((name for name in LIBRARIES if name in roots), None)
 
 
+def boosted_on_several_labels(model: Any) -> bool:
+    """Whether a fitted model of one of the libraries predicts several labels for each row."""
+    library = LIBRARIES[str(library_of(model))]
+    return is_fitted(model) and library.of_several_labels(model)
+
+
+def is_fitted(model: Any) -> bool:
+    """Whether a model of one of the libraries can predict."""
+    for method in ("__sklearn_is_fitted__", "is_fitted"):
+        if callable(getattr(model, method, None)):
+            return bool(getattr(model, method)())
+    return True  # a library's own booster is made by training
+
+
 @cache
 def _keywords(library: str) -> frozenset[str] | None:
     return LIBRARIES[library].keywords()

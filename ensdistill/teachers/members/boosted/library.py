@@ -111,6 +111,11 @@ class Library(ABC):
         """Names of the training parameters; None if the library refuses unknown names itself."""
         return None
 
+    @classmethod
+    def of_several_labels(cls, model: Any) -> bool:
+        """Whether a fitted model predicts several labels for each row."""
+        return False
+
     def options(self) -> dict[str, Any]:
         """Settings that predictions need and the file lacks, as JSON."""
         return {}

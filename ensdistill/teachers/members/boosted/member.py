@@ -34,7 +34,7 @@ from ensdistill.teachers.members.base import (
     write_description,
     wrong_task,
 )
-from ensdistill.teachers.members.boosted.libraries import LIBRARIES, library_of
+from ensdistill.teachers.members.boosted.libraries import LIBRARIES, is_fitted, library_of
 from ensdistill.teachers.members.boosted.library import Library, softmax_of_scores, two_columns
 from ensdistill.teachers.members.inputs import batches, columns_of, count, kind, refused, take
 from ensdistill.teachers.members.moments import Moments, as_moments, check_moments, split_moments
@@ -100,7 +100,7 @@ class BoostedMember:
             raise TypeError(
                 f"estimator: expected a model of {', '.join(LIBRARIES)}; got {type(estimator).__name__}"
             )
-        if not _is_fitted(estimator):
+        if not is_fitted(estimator):
             raise ValueError(f"estimator: {self.name} is not fitted; call its fit first")
         model = LIBRARIES[library](estimator, task=check_task(task))
         if task != "classification":
@@ -324,10 +324,3 @@ def _contiguous(features: Any) -> Any:
 def _labels(model: Library) -> list[Any] | None:
     """The model's ``classes_`` as plain values; None where it has none."""
     return None if model.classes is None or len(model.classes) == 0 else np.asarray(model.classes).tolist()
-
-
-def _is_fitted(estimator: Any) -> bool:
-    for method in ("__sklearn_is_fitted__", "is_fitted"):
-        if callable(getattr(estimator, method, None)):
-            return bool(getattr(estimator, method)())
-    return True  # a library's own booster is made by training

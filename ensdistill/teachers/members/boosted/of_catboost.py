@@ -50,10 +50,14 @@ class CatBoost(Library):
     def __init__(self, model: Any, blob: Blob | None = None, task: Task = "classification") -> None:
         self.model = model
         self.classes = model.classes_
-        self.objective = str(model.get_all_params()["loss_function"]).partition(":")[0]
+        self.objective = _loss(model)
         self.one_against_rest = self.objective == "MultiClassOneVsAll"
         self.check(task, "loss function")
         self.came_from(blob)
+
+    @classmethod
+    def of_several_labels(cls, model: Any) -> bool:
+        return _loss(model) in OBJECTIVES["multilabel"]
 
     @property
     def booster(self) -> Any:
@@ -121,3 +125,8 @@ def _written(model: Any) -> Blob:
     with tempfile.TemporaryDirectory() as folder:
         model.save_model(f"{folder}/model.cbm", format="cbm")
         return Path(folder, "model.cbm").read_bytes()
+
+
+def _loss(model: Any) -> str:
+    """The name of the loss that a fitted model has learned."""
+    return str(model.get_all_params()["loss_function"]).partition(":")[0]

@@ -48,10 +48,9 @@ class XGBoost(Library):
         self.model = model
         self.is_classifier = hasattr(model, "predict_proba")
         self.classes = getattr(model, "classes_", None)
-        learner = json.loads(self.booster.save_config())["learner"]
-        self.objective = learner["objective"]["name"]
+        self.objective, outputs = _learned(self.booster)
         self.check(task)
-        several = int(learner["learner_model_param"]["num_target"]) > 1
+        several = outputs > 1
         if several and task == "classification":
             raise ValueError(
                 "estimator: expected one class for each row; got an XGBoost model of several labels "
@@ -65,6 +64,11 @@ class XGBoost(Library):
                 "pass estimator.get_booster(), whose margin is a logit"
             )
         self.came_from(blob)
+
+    @classmethod
+    def of_several_labels(cls, model: Any) -> bool:
+        objective, outputs = _learned(model.get_booster() if hasattr(model, "get_booster") else model)
+        return objective in OBJECTIVES["multilabel"] and outputs > 1
 
     @property
     def booster(self) -> Any:
@@ -177,3 +181,9 @@ def _names(config: Any) -> Iterator[str]:
     for key, value in config.items() if isinstance(config, dict) else ():
         yield key
         yield from _names(value)
+
+
+def _learned(booster: Any) -> tuple[str, int]:
+    """The name of the objective, and the count of the outputs, of a trained booster."""
+    learner = json.loads(booster.save_config())["learner"]
+    return learner["objective"]["name"], int(learner["learner_model_param"]["num_target"])
