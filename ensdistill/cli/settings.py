@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -76,12 +76,13 @@ def check_names(words: Iterable[str], data_options: Iterable[str]) -> None:
 
     ``data_options`` were taken from the words before, and are named where they are near.
     """
+    from ensdistill.cli.classes import parameters
     from ensdistill.job.config import Config
 
     given = split_arguments(words)
     if given.stray:
         raise WrongArgument(f"CONFIG: expected --SETTING VALUE; got {given.stray[0]!r}")
-    known = [setting.name for setting in fields(Config)]
+    known = list(parameters(Config))
     for name in (key.partition(".")[0].rstrip("+") for key in given.texts):
         if name not in known:
             hint = nearest(f"--{name}", [*data_options, *(f"--{one}" for one in known)])
