@@ -1,8 +1,8 @@
 """Try an installed ensdistill, with its core dependencies alone: ``python tests/installed.py``.
 
 Wheels and source distributions are tried with it, by each Python and with each torch: the op with its gradient,
-the encoders, a cache with its native reader, a student, the estimator, and the command line. Where the extra
-``table`` is installed, a job from a CSV file is run, too.
+the encoders, a cache with its native reader, a student, the estimator, and the command line. Where the extras
+``table`` and ``report`` are installed, a job from a CSV file is run, too.
 """
 
 import json
@@ -100,7 +100,7 @@ def command_line(*words: str, folder: Path) -> str:
 def check_command_line(folder: Path) -> None:
     assert command_line("--version", folder=folder) == f"ensdistill {ensdistill.__version__}\n"
     assert "ensdistill run DATA --target" in command_line("--help", folder=folder)
-    if find_spec("pandas") is None:
+    if find_spec("pandas") is None or find_spec("jinja2") is None or find_spec("matplotlib") is None:
         return
     x = np.random.default_rng(0).normal(size=(200, 2)).round(3)
     rows = [f"{a},{b},{'yes' if a + b > 0 else 'no'}" for a, b in x]

@@ -20,7 +20,7 @@ else
 fi
 for torch; do
   empty "$torch" "$torch"
-  "$out/$torch/bin/pip" install -q --no-compile --disable-pip-version-check "$(ls "$out"/wheels/*.whl)[table]"
+  "$out/$torch/bin/pip" install -q --no-compile --disable-pip-version-check "$(ls "$out"/wheels/*.whl)[table,report]"
   torch-abi-audit --check torch "$out/$torch"/lib/python*/site-packages/ensdistill
   (cd "$out" && "$torch/bin/python" "$root/tests/installed.py")
 done
