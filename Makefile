@@ -2,6 +2,7 @@
 # Both set up .venv by themselves: torch, the other packages, the compiled extension. A second call sets up nothing again.
 # make test-slow    the long tests that make test leaves out: kills, fuzzing, many odd models (up to 40 minutes)
 # make test-page    the report's pages in a headless Chromium, with axe-core (needs chromium and npm)
+# make packages    the wheel and the source distribution, built and tried in empty environments
 #   TORCH=torch make demo    take the registry's newest torch (with CUDA) instead of the pinned one
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ PIP := $(BIN)/python -m pip install -q --no-compile --disable-pip-version-check
 MAKEFLAGS += -j2
 SOURCES := setup.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.def')
 
-.PHONY: demo test test-slow test-page setup lint format bench docs clean
+.PHONY: demo test test-slow test-page packages setup lint format bench docs clean
 .DEFAULT_GOAL := demo
 
 demo: setup
@@ -62,6 +63,10 @@ build/axe.min.js:
 
 test-page: setup build/axe.min.js
 	$(BIN)/python -m pytest -n 0 -m slow tests/report/test_report_browser.py
+
+# The wheel and the source distribution, built and tried in empty environments:  make packages PYTHON=python3.12 TORCH=torch==2.12.0
+packages:
+	tests/packages.sh $(PYTHON) $(TORCH)
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

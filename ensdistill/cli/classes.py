@@ -194,6 +194,9 @@ def _build(base: Any, value: Any, plain: bool, factory: bool, later: int = 0) ->
         arguments = TypeAdapter(_mapping(parameters(base))).validate_python(value, context=plain)
         return _completed(base, arguments) if plain else _call(base, arguments)
     path = value.get("class_path") if isinstance(value, dict) else value
+    if isinstance(value, dict) and not named:
+        given = ", ".join(map(str, value)) or "no setting"
+        raise _fault(f"expected a class_path, because no class is named here; got {given} alone")
     try:
         cls = find_class(path)
         if not is_kind(cls, base):

@@ -90,7 +90,12 @@ class Display:
         self._bars.stop()
 
     def start(self, finished: int, todo: int) -> None:
-        """Print how many of the pieces of work are finished, and show a bar for all of them."""
+        """Print how many of the pieces of work are finished, and show a bar for all of them.
+
+        Without a terminal there are no bars, so a line has the number of pieces to wait for.
+        """
+        if todo and not finished and not self._quiet and not self.console.is_terminal:
+            self.console.print(f"{todo} piece{'s' if todo > 1 else ''} of work to do.", highlight=False)
         if finished and todo and not self._quiet:
             self.console.print(
                 f"{finished} finished piece{'s' if finished > 1 else ''} kept, {todo} to do.",

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from ensdistill.cli.messages import nearest
+from ensdistill.common.errors import WrongArgument
 
 EXPECTED = {  # by pydantic's error types
     "int_type": "a whole number",
@@ -68,6 +69,24 @@ def split_arguments(words: Iterable[str]) -> Arguments:
         else:
             found.texts.setdefault(name.removeprefix("--"), []).append(text)
     return found
+
+
+def check_names(words: Iterable[str], data_options: Iterable[str]) -> None:
+    """Raise WrongArgument for a word without an option and for an unknown setting.
+
+    ``data_options`` were taken from the words before, and are named where they are near.
+    """
+    from ensdistill.cli.classes import parameters
+    from ensdistill.job.config import Config
+
+    given = split_arguments(words)
+    if given.stray:
+        raise WrongArgument(f"CONFIG: expected --SETTING VALUE; got {given.stray[0]!r}")
+    known = list(parameters(Config))
+    for name in (key.partition(".")[0].rstrip("+") for key in given.texts):
+        if name not in known:
+            hint = nearest(f"--{name}", [*data_options, *(f"--{one}" for one in known)])
+            raise WrongArgument(f"--{name}: there is no such setting; known: {', '.join(known)}.{hint}")
 
 
 def load_config(words: Iterable[str], folder: str | None = None, found: dict[str, Any] | None = None) -> Any:

@@ -64,12 +64,14 @@ def start(words: Sequence[str]) -> tuple[Start, list[str]]:
     Raises
     ------
     ValueError
-        See `ensdistill.job.starting.look`; an option without its value.
+        See `ensdistill.job.starting.look`; an option without its value, or an unknown one.
     """
     from ensdistill.cli.classes import MODULES
+    from ensdistill.cli.settings import check_names
     from ensdistill.job.starting import look, settings_of
 
     options, rest = taken(words[1:])
+    check_names(rest, (*WORDS, *GOALS))  # before the data, whose errors would hide a mistyped word
     given = {name: _value(rest, name) for name in READING}
     found = look(
         Path(words[0]),

@@ -59,11 +59,13 @@ def check_header(names: Sequence[str], separator: str | None, where: str) -> Non
         for other, noun in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars"), (",", "commas")):
             if other in names[0] and other != separator:
                 ours = "tabs" if separator == "\t" else "commas"
+                # Where fields are split by semicolons, numbers may have decimal commas.
+                decimal = ", decimal=','" if other == ";" else ""
                 remedy = ": name it .tsv, or write it" if other == "\t" else ": write it"
                 raise ValueError(
                     f"{where}: expected fields between {ours}; the header is one field that holds "
                     f"{noun}, {names[0]!r}{remedy} with {ours} once, for example by pandas' "
-                    f"read_csv(..., sep={other!r}) and to_csv"
+                    f"read_csv(..., sep={other!r}{decimal}) and to_csv(..., index=False)"
                 )
     name, times = Counter(names).most_common(1)[0]
     if times > 1:

@@ -92,7 +92,9 @@ def draw(marks: Sequence[Mark], task: Task) -> Figure:
 
     labels = kind_labels(task)
     metrics = [m for m in MEASURES[task].deciding if any(m.name in mark.model for mark in marks)]
-    costs = [of for of in COSTS if any(mark.cost(of) for mark in marks)] or ["bytes"]
+    # Candidates of a search alone are no frontier: a job without timing has theirs, but no model's latency.
+    models = [mark for mark in marks if mark.kind != CANDIDATE]
+    costs = [of for of in COSTS if any(mark.cost(of) for mark in models)] or ["bytes"]
     figure, axes = panels(4.4 * len(costs), 3.1 * len(metrics) + 0.5, len(metrics), len(costs))
     for row, metric in zip(axes, metrics, strict=True):
         for axis, of in zip(row, costs, strict=True):

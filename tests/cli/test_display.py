@@ -82,6 +82,13 @@ def test_the_lines_that_stay():
     ]
 
 
+def test_a_log_begins_with_the_number_of_pieces():
+    stream = io.StringIO()
+    with Display(Console(file=stream, width=80, force_terminal=False)) as display:
+        display.start(0, 3)
+    assert stream.getvalue() == "3 pieces of work to do.\n"
+
+
 KILLED = """
 import multiprocessing, os, signal
 from ensdistill.job.scheduler import _start_tracker

@@ -128,6 +128,24 @@ def test_init_takes_the_settings_that_its_errors_name(iris):
         assert (status, message in err) == (2, True), err
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["species"], "CONFIG: expected --SETTING VALUE; got 'species'"),
+        (["--label", "species"], "--label: there is no such setting; known: data, teachers,"),
+        (
+            ["--targets", "species"],
+            "threads, max_test_copies, show_rows, minutes, trials. Did you mean '--target'?",
+        ),
+    ],
+)
+def test_a_wrong_word_is_named_before_a_missing_target(words, message, iris):
+    (iris / "two.csv").write_text("a,b\n" + "0,1\n1,0\n" * 9)  # whose target has to be named
+    status, _, err = run("run", "two.csv", *words)
+    assert status == 2
+    assert message in err
+
+
 def test_odd_names_are_no_settings(iris):
     text = (iris / "iris.csv").read_text().replace("virginica", '"two\nlines: [x"')
     (iris / "a, b # c.csv").write_text(text)

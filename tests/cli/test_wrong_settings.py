@@ -80,6 +80,11 @@ SMALL, MEMBER = "distill.students.small", "teachers.members.0.init_args"
             "students.wide.model.class_path: ensdistill.models has no 'MPL'.",
         ),
         (
+            {},
+            ["--distill.students.other.model.hidden", "[32]"],
+            "distill.students.other.model: expected a class_path, because no class is named here; got hidden alone",
+        ),
+        (
             {f"{SMALL}.model": "MLP3"},
             [],
             f"{SMALL}.model: expected an import path, package.module.Class; got 'MLP3'. Did you mean 'MLP'?",

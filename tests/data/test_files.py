@@ -71,7 +71,7 @@ def test_tables_that_are_none_are_refused(tmp_path, name, content, words):
 @pytest.mark.parametrize(
     ("name", "header", "words"),
     [
-        ("t.csv", "a;b;y", r"fields between commas; .* holds semicolons, 'a;b;y': .*sep=';'"),
+        ("t.csv", "a;b;y", r"fields between commas; .* holds semicolons, 'a;b;y': .*sep=';', decimal=','"),
         ("t.csv", "a\tb\ty", r"fields between commas; .* holds tabs, .*: name it \.tsv"),
         ("t.tsv", "a,b,y", r"fields between tabs; .* holds commas"),
     ],

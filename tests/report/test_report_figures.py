@@ -102,3 +102,13 @@ def test_a_frontier_without_any_known_cost_is_empty():
         figure = cost_figure.draw([cost_figure.Mark("student", model)], "classification")
         assert len(in_parts(lay_out(figure), "frontier").panels) == 1
     assert not figure.axes[0].lines
+
+
+def test_a_search_alone_has_no_frontier_of_latency():
+    quality = {"bytes": 10, "accuracy": {"mean": 0.9}}
+    found = {"bytes": 20, "accuracy": 0.8, "latency_ms": {"batch_1": {"p50": 0.1}}}
+    untimed = {**quality, "latency_ms": {"batch_1": {"p50": None}}}
+    marks = [cost_figure.Mark(cost_figure.CANDIDATE, found), cost_figure.Mark("student", untimed)]
+    with styled():
+        figure = cost_figure.draw(marks, "classification")
+    assert [axis.get_xlabel() for axis in figure.axes] == ["bytes"]

@@ -244,6 +244,17 @@ def test_a_booster_has_no_number_of_parameters(tmp_path: Path) -> None:
     assert "<dt>parameters</dt><dd>-</dd>" in page
 
 
+def test_bytes_stand_in_place_of_a_latency_that_was_not_measured(tmp_path: Path) -> None:
+    none = {batch: {"p50": None, "p95": None} for batch in ("batch_1", "batch_256")}
+    results = run_results(seeds=(0,))
+    student = results.students[0]
+    untimed = {kind: replace(one, latency_ms=none) for kind, one in student.models.items()}
+    write_report(replace(results, students=[replace(student, models=untimed)]), tmp_path)
+    tiles = (tmp_path / "report.html").read_text().partition('<dl class="tiles">')[2].partition("</dl>")[0]
+    assert "<dt>bytes</dt><dd>19.6k</dd>" in tiles
+    assert "latency" not in tiles
+
+
 def test_before_and_after_temperature_scaling() -> None:
     text = printed(judge(run_results()), 100)
     for label in ("direct, temperature", "direct, smoothing,", "distilled from best", "student"):
