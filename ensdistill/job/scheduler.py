@@ -95,11 +95,13 @@ def run(
                 todo.append(unit)
         display.start(finished, len(todo))
         if todo:
-            from ensdistill.job.check import (
-                check_job,
-            )  # the trainers load for seconds; a finished run needs none
+            # The trainers load for seconds; a finished run needs none.
+            from ensdistill.job.check import check_job
+            from ensdistill.report.html import check_packages
 
             check_job(folder)
+            if last == "report":
+                check_packages()
             folder.keep_plan()
         keep_settings(folder.path)
         if todo:

@@ -12,7 +12,7 @@ from typing import Any
 from ensdistill.common import files
 from ensdistill.report import cells, figures, footnotes, outputs, sections, table
 from ensdistill.report.captions import SEARCH, WHOLE, shown_figures
-from ensdistill.report.drawing import Drawn, in_parts, lay_out, png, svg
+from ensdistill.report.drawing import Drawn, in_parts, lay_out, png, styled, svg
 from ensdistill.report.frontier import draw
 from ensdistill.report.judge import judge
 from ensdistill.report.measures import MEASURES
@@ -30,6 +30,13 @@ _CONTENTS = (
     ("costs", "Costs and training"),
     ("making-of", "How this was made"),
 )
+
+
+def check_packages() -> None:
+    """Raise ModuleNotFoundError where matplotlib or Jinja2 is missing, before the work of a job."""
+    template("page.html.j2")
+    with styled():
+        pass
 
 
 def write_report(results: RunResults, folder: Path | str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import yaml
@@ -59,6 +60,14 @@ def test_a_table_is_run_without_any_settings(iris):
     status, out, err = run("run", "other/iris.csv", *FEW)
     assert (status, out) == (2, "")
     assert "runs/iris holds the run of iris.yaml, whose settings differ (data)" in flat(err)
+
+
+def test_a_package_of_the_report_is_missed_before_any_work(iris, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    status, _, err = run("run", "iris.csv", *FEW)
+    assert status == 1
+    assert "the report's figures need matplotlib: pip install 'ensdistill[report]'" in err
+    assert not list((iris / "runs/iris").glob("seed-*"))
 
 
 def test_init_writes_the_settings_that_run_finds(iris):
