@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ensdistill.report.cells import gain_cell, kept_cell, size
+from ensdistill.report.cells import gain_cell, kept_cell, milliseconds, share_cell, size
 from ensdistill.report.measures import MEASURES
 from ensdistill.report.row_scores import ROW_SCORES
 from ensdistill.report.uncertainty import CERTAIN, KINDS
@@ -116,25 +116,67 @@ def uncertainty(report: dict[str, Any]) -> Iterator[Section]:
 
 
 def contributions(report: dict[str, Any]) -> Iterator[Section]:
-    """How much the ensemble gains by each member; none where it was not computed."""
+    """How much the ensemble gains by each member, and its cost; none where it was not computed."""
     members = [member for member in report["members"] if "contribution" in member]
     if not members:
         return
     names = [m.name for m in MEASURES[report["task"]].deciding if m.name in members[0]["contribution"]]
+    shares = [name for name in names if all(name in member.get("shapley", {}) for member in members)]
     rows = [
         (
             member["name"],
             f"{member['weight']['mean']:.2f}",
             *(gain_cell(metric, member["contribution"][metric]) for metric in names),
+            *(share_cell(metric, member["shapley"][metric]) for metric in shares),
+            milliseconds(member["latency_ms"]["batch_256"]["p50"]),
+            size(member["bytes"]),
         )
         for member in members
     ]
+    about = (
+        "The gain of the ensemble over the mixture of its other members, whose weights keep their "
+        "proportions; nothing is fitted anew. Positive: the ensemble is better with the member."
+    )
+    if shares:
+        sampled = any(member["shapley"][name]["error"] > 0 for member in members for name in shares)
+        about += (
+            " Its share (Shapley value) is its mean gain over the members before it, over all orders in "
+            "which they may join; the first joins the shares of the classes, or mean and variance of the "
+            "numbers, so that the shares sum to the ensemble's gain over these."
+            + (" ± is the standard error of a sample of the orders." if sampled else " All orders are in it.")
+        )
     yield Section(
         "What each member adds",
-        "The gain of the ensemble over the mixture of its other members, whose weights keep their "
-        "proportions; nothing is fitted anew. Positive: the ensemble is better with the member.",
-        ("", "weight", *(METRIC_LABELS[name] for name in names)),
+        about + _not_worth(members, names),
+        (
+            "",
+            "weight",
+            *(METRIC_LABELS[name] for name in names),
+            *(f"share, {METRIC_LABELS[name]}" for name in shares),
+            "ms, 256 rows",
+            "bytes",
+        ),
         rows,
+    )
+
+
+def _not_worth(members: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
+    """A sentence on the members without which the ensemble is not measurably worse, and their cost."""
+    idle = [
+        member
+        for member in members
+        if not any(member["contribution"][metric]["beyond_interval"] for metric in names)
+    ]
+    if not idle:
+        return " Every member is worth its cost: without it the ensemble is measurably worse."
+    times = [member["latency_ms"]["batch_256"]["p50"] for member in members]
+    cost = ""
+    if all(times):
+        own = sum(member["latency_ms"]["batch_256"]["p50"] for member in idle)
+        cost = f", which take {_percent(own / sum(times), 0)} of the members' time for 256 rows"
+    return (
+        f" Without any one of {', '.join(member['name'] for member in idle)} the ensemble is not measurably "
+        f"worse{cost}."
     )
 
 
