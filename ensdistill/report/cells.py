@@ -37,9 +37,9 @@ def gain_cell(metric: str, gain: dict[str, Any]) -> str:
 
 
 def share_cell(metric: str, share: dict[str, Any]) -> str:
-    """A member's Shapley value, with its standard error where it was sampled."""
+    """A member's Shapley value, with its standard error in brackets where it was sampled."""
     scale, digits = (100, 2) if METRICS[metric].percent else (1, 3)
-    error = f" ± {scale * share['error']:.{digits}f}" if share["error"] else ""
+    error = f" ({scale * share['error']:.{digits}f})" if share["error"] else ""
     return f"{scale * share['mean']:+.{digits}f}{error}"
 
 

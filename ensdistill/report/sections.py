@@ -116,46 +116,48 @@ def uncertainty(report: dict[str, Any]) -> Iterator[Section]:
 
 
 def contributions(report: dict[str, Any]) -> Iterator[Section]:
-    """How much the ensemble gains by each member, and its cost; none where it was not computed."""
+    """How much the ensemble gains by each member, and each member's share and cost; none where it was not
+    computed."""
     members = [member for member in report["members"] if "contribution" in member]
     if not members:
         return
     names = [m.name for m in MEASURES[report["task"]].deciding if m.name in members[0]["contribution"]]
-    shares = [name for name in names if all(name in member.get("shapley", {}) for member in members)]
     rows = [
         (
             member["name"],
             f"{member['weight']['mean']:.2f}",
             *(gain_cell(metric, member["contribution"][metric]) for metric in names),
+        )
+        for member in members
+    ]
+    yield Section(
+        "What each member adds",
+        "The gain of the ensemble over the mixture of its other members, whose weights keep their "
+        "proportions; nothing is fitted anew. Positive: the ensemble is better with the member."
+        + _not_worth(members, names),
+        ("", "weight", *(METRIC_LABELS[name] for name in names)),
+        rows,
+    )
+    shares = [m.name for m in MEASURES[report["task"]].deciding if m.name in members[0].get("shapley", {})]
+    if not shares:
+        return
+    sampled = any(member["shapley"][name]["error"] > 0 for member in members for name in shares)
+    rows = [
+        (
+            member["name"],
             *(share_cell(metric, member["shapley"][metric]) for metric in shares),
             milliseconds(member["latency_ms"]["batch_256"]["p50"]),
             size(member["bytes"]),
         )
         for member in members
     ]
-    about = (
-        "The gain of the ensemble over the mixture of its other members, whose weights keep their "
-        "proportions; nothing is fitted anew. Positive: the ensemble is better with the member."
-    )
-    if shares:
-        sampled = any(member["shapley"][name]["error"] > 0 for member in members for name in shares)
-        about += (
-            " Its share (Shapley value) is its mean gain over the members before it, over all orders in "
-            "which they may join; the first joins the shares of the classes, or mean and variance of the "
-            "numbers, so that the shares sum to the ensemble's gain over these."
-            + (" ± is the standard error of a sample of the orders." if sampled else " All orders are in it.")
-        )
     yield Section(
-        "What each member adds",
-        about + _not_worth(members, names),
-        (
-            "",
-            "weight",
-            *(METRIC_LABELS[name] for name in names),
-            *(f"share, {METRIC_LABELS[name]}" for name in shares),
-            "ms, 256 rows",
-            "bytes",
-        ),
+        "Each member's share, and its cost",
+        "The share (Shapley value) is the member's mean gain over the members before it, over all orders in "
+        "which they may join. The first joins the shares of the classes, or mean and variance of the "
+        "numbers, so that the shares sum to the ensemble's gain over these. "
+        + ("In brackets the standard error of a sample of the orders." if sampled else "All orders count."),
+        ("", *(METRIC_LABELS[name] for name in shares), "ms, 256 rows", "bytes"),
         rows,
     )
 
