@@ -105,6 +105,7 @@ def test_the_students_are_saved_as_members_of_their_own(caches, tmp_path) -> Non
     assert again.classes == ("no", "yes")
 
 
+@pytest.mark.slow
 def test_labels_are_mixed_in(caches) -> None:
     plain, mixed = (
         distill_sets(TRUNK, sets_of(caches, loss=LossSettings(alpha=alpha)), SHORT) for alpha in (1.0, 0.5)
@@ -189,6 +190,7 @@ class Frozen(nn.Module):
         return torch.cat([x, x[:, :1] * x[:, 1:]], 1)
 
 
+@pytest.mark.slow
 def test_anchors_with_sigmoids_are_learned(tmp_path) -> None:
     torch.manual_seed(2)
     modules = [nn.Sequential(nn.Linear(6, 12), nn.Unflatten(1, (4, 3))) for _ in range(2)]

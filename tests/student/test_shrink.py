@@ -92,7 +92,7 @@ def test_training_moves_the_kept_weights_alone() -> None:
 )
 def test_files_hold_few_bytes_and_predict_the_same(settings, stored, tmp_path) -> None:
     student = shrink(member_of(MLP_OF), settings, X)
-    member = trained(student).member(factory=student.factory)
+    member = trained(student, steps=8).member(factory=student.factory)
     member.save(tmp_path)
     again = load_member(tmp_path)
     np.testing.assert_array_equal(again.predict_logits(X), member.predict_logits(X))
@@ -233,6 +233,7 @@ class Fixed(nn.Module):
         return self.last(self.first(x).relu().reshape(len(x), 16))
 
 
+@pytest.mark.slow
 def test_ids_and_attention_are_quantised_and_saved(tmp_path) -> None:
     ids = RNG.integers(1, 50, (20, 6))
     for i, factory in enumerate(
@@ -253,6 +254,7 @@ def test_ids_and_attention_are_quantised_and_saved(tmp_path) -> None:
         assert served.bytes < 0.5 * member.bytes
 
 
+@pytest.mark.slow
 def test_regression_students_keep_their_units(tmp_path) -> None:
     rows = Rows(X, np.arange(64), 100 + 5 * X[:, :2].astype(np.float64))
     trainer = StudentTrainer(Optimization(steps=64, batch_size=32, learning_rate=0.02))
