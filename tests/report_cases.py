@@ -87,6 +87,10 @@ def run_results(*levels: dict[str, float], seeds: tuple[int, ...] = (0, 1, 2), *
             120_000,
             latency(0.4),
             held_out_nll=[0.2] * len(seeds),
+            shapley={
+                "accuracy": [(weight / 2 + 0.01 * s, 0.0) for s in range(len(seeds))],
+                "nll": [(weight, 0.003) for _ in seeds],
+            },
             others=Predicted(
                 model("ensemble", all_levels[0]["ensemble"] - weight / 20, labels).probabilities
             ),

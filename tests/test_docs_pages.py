@@ -45,6 +45,8 @@ def folder(tmp_path, monkeypatch):
         "methods",
         "research",
         "roofline",
+        slow("shared"),
+        slow("shrink"),
         "texts",
         "torch-models",
         slow("fitted"),

@@ -18,7 +18,13 @@ from torch.nn.parameter import is_lazy
 
 from ensdistill.common.source import source_digest
 
-BUILT_IN = ("ensdistill.models.", "ensdistill.teachers.members.standardised.", "torch.nn.")
+BUILT_IN = (
+    "ensdistill.models.",
+    "ensdistill.student.shared.",
+    "ensdistill.student.shrink.",
+    "ensdistill.teachers.members.standardised.",
+    "torch.nn.",
+)
 _NESTED = "module"  # the key of an argument that is a module with a recipe of its own
 
 
@@ -145,6 +151,21 @@ def module_recipe(factory: Callable[[], nn.Module]) -> dict[str, Any] | None:
         return None
     made = {name: {_NESTED: recipe} for name, recipe in nested.items()}
     return {"class_path": class_path(cls), "init_args": describe(plain) | made}
+
+
+def module_factory(recipe: Mapping[str, Any]) -> functools.partial[nn.Module]:
+    """What makes the module of a recipe, for :func:`module_recipe`; its classes have been imported already.
+
+    >>> factory = functools.partial(nn.Linear, in_features=2, out_features=3)
+    >>> module_factory(module_recipe(factory))().weight.shape
+    torch.Size([3, 2])
+    """
+    module, _, name = str(recipe["class_path"]).rpartition(".")
+    arguments = {
+        name: module_factory(value[_NESTED]) if _is_nested(value) else value
+        for name, value in recipe["init_args"].items()
+    }
+    return functools.partial(getattr(importlib.import_module(module), name), **arguments)
 
 
 def paths_of(recipe: Mapping[str, Any]) -> list[str]:

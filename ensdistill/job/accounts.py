@@ -17,6 +17,7 @@ def _units(run: RunFolder) -> Iterator[Unit]:
     for seed in range(run.config.seeds):
         yield Unit("teachers", seed)
         yield Unit("cache", seed)
+        yield from (Unit("shrink", seed, name) for name in run.config.shrunk)
         yield from (Unit("search", seed, name) for name in run.config.searched)
         yield from (Unit(stage, seed, name) for stage in ("direct", "distill") for name in names)
 

@@ -25,6 +25,7 @@ from ensdistill.job.prepared import prepare, prepare_student
 from ensdistill.job.rows_check import check_rows
 from ensdistill.job.run_folder import RunFolder, Unit
 from ensdistill.job.searching import check_search
+from ensdistill.job.shrinking import check_shrink
 from ensdistill.job.stored import check_stored
 from ensdistill.job.student_config import StudentConfig
 from ensdistill.job.task_check import check_task
@@ -82,6 +83,9 @@ def check_job(run: RunFolder) -> None:
     for name, one in config.distill.students.items():
         if one.estimator is not None:
             _check_estimator(name, one, split)
+    for name, one in config.distill.students.items():
+        if one.shrink is not None:
+            check_shrink(name, one.shrink, run.teachers.recipes, split, split.task)
     if not all(run.is_finished(Unit("teachers", seed)) for seed in range(config.seeds)):
         for i, recipe in enumerate(run.teachers.recipes):
             try:
@@ -169,8 +173,8 @@ def _fitted(run: RunFolder, seed: int) -> list[tuple[str, Preprocess | None]]:
             if isinstance(recipe, Prepared):
                 found.append((f"teachers.members.{i}.init_args.preprocess: {recipe.name}", recipe.preprocess))
     for name, student in config.distill.students.items():
-        if student.searched:
-            continue  # the search fits its own
+        if student.searched or student.shrink is not None:
+            continue  # the search fits its own, and a member brings one
         try:
             if student.estimator is None:
                 preprocess = prepare_student(student, split, seed).preprocess

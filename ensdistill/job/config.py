@@ -399,6 +399,11 @@ class Config(SearchBudget):
         """The students whose models are searched for."""
         return [name for name, one in self.distill.students.items() if one.searched]
 
+    @property
+    def shrunk(self) -> list[str]:
+        """The students that are made from a member."""
+        return [name for name, one in self.distill.students.items() if one.shrink is not None]
+
     def validation(self, seed: int) -> Rows | None:
         """The labelled rows that judge searched students: in no part of the split."""
         self.split(seed)

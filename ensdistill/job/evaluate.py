@@ -20,6 +20,7 @@ from ensdistill.data import batches as b
 from ensdistill.data.tasks import task_of_labels
 from ensdistill.job.accounts import forecast_of, seconds_of, stored_bytes
 from ensdistill.job.check import copies_of
+from ensdistill.job.contributions import Shares, shares_of
 from ensdistill.job.exports import exports_of
 from ensdistill.job.predictions import (
     HeldOut,
@@ -74,6 +75,7 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None, *, timed: boo
     task = splits[0].task
     mixed: list[Mixed] = []
     ensembles: list[Any] = []
+    shares: list[Shares] = []
     best: list[str] = []
     held_out: list[dict[str, float | None]] = []
     for seed, split in enumerate(splits):
@@ -82,6 +84,7 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None, *, timed: boo
         asked, known = ensemble.for_uids(split.test.uids), HeldOut.read(run.held_out(seed))
         mixed.append(of_ensemble(asked, split.test.inputs, known))
         ensembles.append(ensemble)
+        shares.append(shares_of(mixed[-1], ensemble.weights, task, split.test.labels, split.test.weights))
         best.append(run.record(unit)["best_member"])
         held_out.append(run.record(unit).get("held_out_nll", {}))
         report("teachers on the test rows", seed + 1, config.seeds)
@@ -91,16 +94,17 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None, *, timed: boo
     for k, member in enumerate(first.members):
         measured = timed and not _is_stored(member)
         cost = _cost(member, served(member) if measured else None, rows_for(member, sample))
-        shares = [float(e.weights[k]) for e in ensembles]
+        weighed = [float(e.weights[k]) for e in ensembles]
         temperatures = [] if task == "regression" else [float(e.temperatures[k]) for e in ensembles]
         own = [loss for found in held_out if (loss := found.get(member.name)) is not None]
         member_results.append(
             MemberResult(
                 member.name,
-                shares,
+                weighed,
                 temperatures,
                 **fields_of([one.members[k] for one in mixed]),
                 others=others_of(mixed, k),
+                shapley=_shares_of_member(shares, k),
                 held_out_nll=own if len(own) == config.seeds else [],
                 **cost,
             )
@@ -160,6 +164,15 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None, *, timed: boo
         storage=stored_bytes(run),
         forecast=forecast_of(run),
     )
+
+
+def _shares_of_member(shares: Sequence[Shares], k: int) -> dict[str, list[tuple[float, float]]]:
+    """The Shapley values and errors of a member in all seeds, by metric."""
+    return {
+        metric: [(float(value), float(error)) for value, error in (one[metric][k] for one in shares)]
+        for metric in shares[0]
+        if all(metric in one for one in shares)
+    }
 
 
 def _mixture_of(ensemble: Any) -> Callable[[Any], Any]:

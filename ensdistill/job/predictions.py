@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -152,11 +152,14 @@ class Mixed:
     mixture : Prediction
     others : list of Prediction or None
         Of the mixture without each member; None where the others have no weight.
+    subset : callable
+        From a mask [K] of members with weight, one at least, to the prediction of their mixture.
     """
 
     members: list[Prediction]
     mixture: Prediction
     others: list[Prediction | None]
+    subset: Callable[[np.ndarray], Prediction]
 
 
 def others_of(seeds: Sequence[Mixed], k: int) -> Predicted | None:
@@ -188,8 +191,13 @@ def of_ensemble(ensemble: Any, samples: Any, held_out: HeldOut) -> Mixed:
         None if weights is None else _mixed(ensemble, logits, weights)
         for weights in _without_each(ensemble.weights)
     ]
+
+    def subset(chosen: np.ndarray) -> Prediction:
+        weights = np.where(chosen, ensemble.weights, 0.0)
+        return _mixed(ensemble, logits, weights / weights.sum())
+
     if ensemble.task == "classification":
-        return Mixed(own, Prediction(mixture), others)
+        return Mixed(own, Prediction(mixture), others, subset)
     known = ensemble.apply_temperatures(held_out.predictions).astype(np.float64)
     judged, labels = held_out.judged, held_out.labels
     own = [
@@ -198,7 +206,7 @@ def of_ensemble(ensemble: Any, samples: Any, held_out: HeldOut) -> Mixed:
     ]
     whole_mixture = Prediction(LabelProbabilities(mixture))
     tuned = whole_mixture.with_thresholds(ensemble.combine(known) if judged.all() else None, labels)
-    return Mixed(own, tuned, others)
+    return Mixed(own, tuned, others, subset)
 
 
 def _mixed(ensemble: Any, logits: np.ndarray, weights: np.ndarray) -> Prediction:
@@ -222,14 +230,22 @@ def _of_regressors(ensemble: Any, samples: Any) -> Mixed:
         Prediction(Forecasts(*moments)) if weight == 0 else _without(chosen, given, name)
         for name, weight in zip(ensemble.names, ensemble.weights, strict=True)
     ]
-    return Mixed(own, Prediction(Forecasts(moments.mean, moments.variance, interval)), others)
+    places = np.flatnonzero(ensemble.weights > 0)
+
+    def subset(mask: np.ndarray) -> Prediction:
+        return _of_some(chosen, given, np.flatnonzero(mask[places]).tolist())
+
+    return Mixed(own, Prediction(Forecasts(moments.mean, moments.variance, interval)), others, subset)
 
 
 def _without(ensemble: Any, moments: Moments, name: str) -> Prediction | None:
     """The mixture of regressors without one of them; None where it is the only one."""
     kept = [k for k, other in enumerate(ensemble.names) if other != name]
-    if not kept:
-        return None
+    return _of_some(ensemble, moments, kept) if kept else None
+
+
+def _of_some(ensemble: Any, moments: Moments, kept: Sequence[int]) -> Prediction:
+    """The mixture of the regressors at some places."""
     variance = None if moments.variance is None else moments.variance[kept]
     rest = ensemble.only(*(ensemble.names[k] for k in kept))
     return Prediction(Forecasts(*rest.combine(Moments(moments.mean[kept], variance))))

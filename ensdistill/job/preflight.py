@@ -50,12 +50,12 @@ def _counts(run: RunFolder, seed: int) -> dict[str, int]:
 
 def _sizes(run: RunFolder, seed: int, held_out: Sequence[HeldOut]) -> dict[str, float | None]:
     """Each student's parameters, over those of the median member with weight; None of an estimator. A student
-    that a search has yet to find has no entry."""
+    that is yet to be found or made has no entry."""
     members = held_out[0].ensemble.weighted().members
     median = float(np.median([member.parameters for member in members]))
     found: dict[str, float | None] = {}
-    for name, student in run.config.distill.students.items():
-        if not student.searched or run.is_finished(Unit("search", seed, name)):
+    for name in run.config.distill.students:
+        if all(run.is_finished(one) for one in run.makers(Unit("direct", seed, name))):
             count = _parameters(run, seed, name)
             found[name] = count / median if count and median > 0 else None
     return found

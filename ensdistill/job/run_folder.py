@@ -6,6 +6,7 @@ A run folder holds, for each seed::
     seed-0/teachers/          the ensemble, and its members' held-out predictions
     seed-0/cache/             the transfer set, and the targets; the best member's own where the targets are a
                               mixture only
+    seed-0/shrink/<student>/  a student that is made from a member: its first weights and its preprocess
     seed-0/direct/<student>/  the baselines on hard labels
     seed-0/distill/<student>/ the student, and the same distilled from the best member
     report.json report.html figures/
@@ -48,6 +49,7 @@ from ensdistill.job.config import Config, TeachersConfig
 from ensdistill.job.exports import exports_of
 from ensdistill.job.planned import plan_of, write_plan
 from ensdistill.job.search_config import found_student
+from ensdistill.job.shrinking import shrunk_student
 from ensdistill.job.student_config import WATCHING, StudentConfig
 from ensdistill.loss.settings import digest_parts
 from ensdistill.student.automatic import with_numbers
@@ -73,7 +75,7 @@ class Unit:
 
     def needs(self) -> list[Unit]:
         """The units whose results this one reads."""
-        if self.stage == "cache":
+        if self.stage in ("cache", "shrink"):
             return [Unit("teachers", self.seed)]
         return [Unit("cache", self.seed)] if self.stage in ("distill", "search") else []
 
@@ -129,6 +131,7 @@ class RunFolder:
         searches = [Unit("search", seed, student) for seed in seeds for student in self.config.searched]
         if last == "search":
             return teachers + caches + searches
+        made = [Unit("shrink", seed, student) for seed in seeds for student in self.config.shrunk]
         both = [
             Unit(stage, seed, student)
             for stage in (("direct",) if last == "preflight" else ("distill", "direct"))
@@ -136,22 +139,32 @@ class RunFolder:
             for student in students
             if last != "preflight" or student not in self.config.searched
         ]
-        return teachers + caches + ([] if last == "preflight" else searches) + both
+        return teachers + caches + made + ([] if last == "preflight" else searches) + both
 
     def needs(self, unit: Unit) -> list[Unit]:
-        """The units whose results a unit reads, the search for its student among them."""
-        searched = unit.stage in ("distill", "direct") and unit.student in self.config.searched
-        return [*unit.needs(), *([Unit("search", unit.seed, unit.student)] if searched else [])]
+        """The units whose results a unit reads, the one that makes its student among them."""
+        return [*unit.needs(), *self.makers(unit)]
+
+    def makers(self, unit: Unit) -> list[Unit]:
+        """The unit that finds or makes the student of another; none for a student with a model."""
+        if unit.stage not in ("distill", "direct"):
+            return []
+        stages = {"search": self.config.searched, "shrink": self.config.shrunk}
+        return [Unit(stage, unit.seed, unit.student) for stage, own in stages.items() if unit.student in own]
 
     def student(self, name: str, seed: int) -> StudentConfig:
-        """The settings of a student; of a searched one those that the search of the seed has found.
+        """The settings of a student; of a searched one those that the search of the seed has found, and of a
+        shrunk one its model, weights and preprocess.
 
         Raises
         ------
         ValueError
-            The search is not finished.
+            The search, or the shrinking, is not finished.
         """
         student = self.config.distill.students[name]
+        if student.shrink is not None:
+            made = Unit("shrink", seed, name)
+            return shrunk_student(student, self.record(made), self.of(made), self._trusted_members)
         if not student.searched:
             return student
         record = self.record(Unit("search", seed, name))
@@ -198,8 +211,8 @@ class RunFolder:
 
     def digest(self, unit: Unit) -> str:
         """Digest of everything that the unit's result depends on, the units before it included."""
-        if any(need.stage == "search" and not self.is_finished(need) for need in self.needs(unit)):
-            return "the search for the student comes first"
+        if not all(map(self.is_finished, self.makers(unit))):
+            return "the student is found or made first"
         if unit not in self._digests:
             self._digests[unit] = self._digest(unit)
         return self._digests[unit]
@@ -228,6 +241,9 @@ class RunFolder:
             rows = config.validation(unit.seed)
             made = [describe(goal), len(config.searched), self.digest(unit.needs()[0]), rows, unit.student]
             return digest([*common, *made])
+        if unit.stage == "shrink":
+            settings = distill.students[unit.student].shrink
+            return digest([*common, describe(settings), self.digest(unit.needs()[0]), unit.student])
         student = self.student(unit.student, unit.seed)
         if unit.stage == "direct":
             folds = _folds(split, distill.folds, "direct folds", unit.seed)
@@ -269,7 +285,10 @@ class RunFolder:
         config, package = self.config, Path(__file__).parents[1]
         code = [
             *sorted(p for p in (package / "report").iterdir() if p.is_file()),
-            *(package / "job" / f"{name}.py" for name in ("accounts", "evaluate", "predictions", "scaling")),
+            *(
+                package / "job" / f"{name}.py"
+                for name in ("accounts", "contributions", "evaluate", "predictions", "scaling")
+            ),
             *(
                 package / name
                 for name in ("job/preflight.py", "student/preflight.py", "student/retention.py")
@@ -302,17 +321,20 @@ class RunFolder:
         parts = [describe(part) for s in students for part in (s.model, s.estimator, s.preprocess)]
         own = [path for part in parts for path in _class_paths(part)]
         own += [path for s in students for path in trusted_by(s.preprocess)]
-        members = [path for spec in self.teachers.recipes for path in spec.trusted]
-        return tuple({*own, *members, *class_paths(self.config.cache.any_codec)})
+        return tuple({*own, *self._trusted_members, *class_paths(self.config.cache.any_codec)})
+
+    @property
+    def _trusted_members(self) -> list[str]:
+        return [path for spec in self.teachers.recipes for path in spec.trusted]
 
     def _known_students(self) -> Iterator[StudentConfig]:
-        """The students' settings, without those of searches that are not finished."""
+        """The students' settings, without those that are yet to be found or made."""
         for name, student in self.config.distill.students.items():
-            if not student.searched:
+            if not self.makers(Unit("direct", 0, name)):
                 yield student
                 continue
             for seed in range(self.config.seeds):
-                if self.is_finished(Unit("search", seed, name)):
+                if all(map(self.is_finished, self.makers(Unit("direct", seed, name)))):
                     yield self.student(name, seed)
 
 

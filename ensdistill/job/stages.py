@@ -28,6 +28,7 @@ from ensdistill.job.predictions import INTERVAL, HeldOut
 from ensdistill.job.prepared import prepare_student
 from ensdistill.job.run_folder import RunFolder, Unit, finish, keep
 from ensdistill.job.searching import search
+from ensdistill.job.shrinking import shrink_member
 from ensdistill.job.stored import labelled_targets, of_transfer, warn_of_look_ups
 from ensdistill.job.student_config import StudentConfig
 from ensdistill.job.student_files import describe_students
@@ -48,7 +49,7 @@ def run_unit(run: RunFolder, unit: Unit, progress: UnitProgress | None = None) -
     folder, inputs, start = run.of(unit), run.digest(unit), time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "stage.json").unlink(missing_ok=True)
-    stages = {"teachers": _teachers, "cache": _cache, "search": search}
+    stages = {"teachers": _teachers, "cache": _cache, "search": search, "shrink": _shrink}
     work = (stages | {"direct": _direct, "distill": _distill})[unit.stage]
     more = work(run, unit, folder, report)
     describe_students(run, unit)
@@ -72,6 +73,14 @@ def _cache(run: RunFolder, unit: Unit, folder: Path, report: UnitProgress) -> di
     )
     temperature = config.distill.max_temperature
     return cache(config.cache, targets, best, transfer, temperature, unit.seed, folder, report)
+
+
+def _shrink(run: RunFolder, unit: Unit, folder: Path, report: UnitProgress) -> dict[str, Any]:
+    settings, teachers = run.config.distill.students[unit.student].shrink, unit.needs()[0]
+    assert settings is not None
+    ensemble, record = Ensemble.load(run.of(teachers) / "ensemble", run.trusted), run.record(teachers)
+    losses = record.get("held_out_nll") or record.get("held_out_rmse") or {}
+    return shrink_member(settings, ensemble, losses, run.config.split(unit.seed), folder)
 
 
 def _direct(run: RunFolder, unit: Unit, folder: Path, report: UnitProgress) -> dict[str, Any]:

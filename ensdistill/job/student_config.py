@@ -27,6 +27,7 @@ from ensdistill.student.callbacks import Callback
 from ensdistill.student.checkpoint_files import checkpoint_files
 from ensdistill.student.comparisons import Metric
 from ensdistill.student.methods import code_and_values
+from ensdistill.student.shrink.settings import Shrink
 from ensdistill.student.trainer import StudentTrainer
 from ensdistill.student.trees import DEFAULT_VALIDATION, TreeStudent, check_validation
 from ensdistill.student.validation import Validation
@@ -126,6 +127,9 @@ class StudentConfig(SearchedStudent):
         Of a regression: the model returns two numbers for each one of a row, all means and then the
         logarithms of all variances, and learns both. By default it returns means, and its variance is one
         fitted number.
+    shrink : Shrink, optional
+        In place of a model: a member's network, smaller. Its preprocess and its variance are the member's.
+        Its baselines begin with the same weights, so *direct* is the member shrunk and trained on labels.
     """
 
     model: Callable[[], nn.Module] | None = None
@@ -145,6 +149,7 @@ class StudentConfig(SearchedStudent):
     estimator: dict[str, Any] | BaseEstimator | None = None
     rows: StudentRows | None = None
     variance: bool = False
+    shrink: Shrink | None = None
 
     def __post_init__(self) -> None:
         plain_fields(self)
@@ -152,7 +157,10 @@ class StudentConfig(SearchedStudent):
         if self.direct is not None:
             object.__setattr__(self, "direct", as_student(self.direct))
         found = {"model": self.model, "estimator": self.estimator, "rows": self.rows}
-        if self.check_search({**found, "variance": self.variance or None}):
+        if self.check_search({**found, "shrink": self.shrink, "variance": self.variance or None}):
+            return
+        if self.shrink is not None:
+            self._check_shrunk()
             return
         if (self.model is None) == (self.estimator is None):
             got = "neither" if self.model is None else "both"
@@ -215,6 +223,20 @@ class StudentConfig(SearchedStudent):
                     f"{name}: expected none for an estimator, whose parameters are its own; got "
                     f"{getattr(self, name)}"
                 )
+
+    def _check_shrunk(self) -> None:
+        """Refuse settings that a member brings; the others are checked once it is known."""
+        for name in ("model", "estimator", "weights", "variance"):
+            if value := getattr(self, name):
+                raise ValueError(
+                    f"{name}: expected none beside shrink, which takes the member's; got {value!r}: leave "
+                    "one of the two out"
+                )
+        if self.preprocess != "auto":
+            raise ValueError(
+                f"preprocess: expected auto beside shrink, which takes the member's; got {self.preprocess!r}"
+            )
+        self.trainer(self.optimization, **self.watched())
 
     def trainer(self, optimization: StudentOptimization, *arguments: Any, **settings: Any) -> StudentTrainer:
         """The trainer of this student by ``optimization``, which is its own or its baseline's."""

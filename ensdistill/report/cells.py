@@ -36,6 +36,13 @@ def gain_cell(metric: str, gain: dict[str, Any]) -> str:
     return f"{scale * gain['mean']:+.{digits}f} [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
 
 
+def share_cell(metric: str, share: dict[str, Any]) -> str:
+    """A member's Shapley value, with its standard error in brackets where it was sampled."""
+    scale, digits = (100, 2) if METRICS[metric].percent else (1, 3)
+    error = f" ({scale * share['error']:.{digits}f})" if share["error"] else ""
+    return f"{scale * share['mean']:+.{digits}f}{error}"
+
+
 def kept_cell(retained: dict[str, Any]) -> str:
     """The retained gain in percent with its interval, or that it means nothing (see `footnotes`)."""
     if not retained["meaningful"]:

@@ -328,6 +328,14 @@ def _describe_member(member: MemberResult, results: RunResults, draws: _Draws) -
         weighting["held_out_nll"] = _over_seeds(member.held_out_nll)
     if member.others is not None:
         weighting["contribution"] = draws.gains(("", "ensemble"), (member.name, OTHERS))
+    if member.shapley:
+        weighting["shapley"] = {
+            metric: {
+                **_over_seeds([value for value, _ in pairs]),
+                "error": float(np.sqrt(sum(error**2 for _, error in pairs)) / len(pairs)),
+            }
+            for metric, pairs in member.shapley.items()
+        }
     return {"name": member.name, **weighting, **_describe(member, results)}
 
 

@@ -138,6 +138,9 @@ class MemberResult(Predictions):
     others : Predicted, optional
         The mixture of the other members, with their weights in the same proportions. None where there is
         none, or where it was not computed.
+    shapley : mapping of str to list of (float, float)
+        By metric the member's Shapley value in the gain of the ensemble over none, and its standard error,
+        one pair for each seed. May be empty.
     """
 
     name: str
@@ -152,6 +155,7 @@ class MemberResult(Predictions):
     thresholds: Sequence[np.ndarray] = ()
     forecasts: Sequence[Forecasts] = ()
     others: Predicted | None = None
+    shapley: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_cost(f"member {self.name!r}", self.parameters, self.bytes, self.latency_ms)
@@ -355,7 +359,9 @@ class RunResults:
             weights=fewer(self.weights) if len(self.weights) else [],
             ensemble=model(self.ensemble),
             best_member=model(self.best_member),
-            members=[replace(member, **member.without(dropped), others=None) for member in self.members],
+            members=[
+                replace(member, **member.without(dropped), others=None, shapley={}) for member in self.members
+            ],
             students=[
                 replace(s, models={kind: model(m) for kind, m in s.models.items()}, curves={})
                 for s in self.students

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ensdistill.report.cells import gain_cell, kept_cell, size
+from ensdistill.report.cells import gain_cell, kept_cell, milliseconds, share_cell, size
 from ensdistill.report.measures import MEASURES
 from ensdistill.report.row_scores import ROW_SCORES
 from ensdistill.report.uncertainty import CERTAIN, KINDS
@@ -116,7 +116,8 @@ def uncertainty(report: dict[str, Any]) -> Iterator[Section]:
 
 
 def contributions(report: dict[str, Any]) -> Iterator[Section]:
-    """How much the ensemble gains by each member; none where it was not computed."""
+    """How much the ensemble gains by each member, and each member's share and cost; none where it was not
+    computed."""
     members = [member for member in report["members"] if "contribution" in member]
     if not members:
         return
@@ -132,9 +133,52 @@ def contributions(report: dict[str, Any]) -> Iterator[Section]:
     yield Section(
         "What each member adds",
         "The gain of the ensemble over the mixture of its other members, whose weights keep their "
-        "proportions; nothing is fitted anew. Positive: the ensemble is better with the member.",
+        "proportions; nothing is fitted anew. Positive: the ensemble is better with the member."
+        + _not_worth(members, names),
         ("", "weight", *(METRIC_LABELS[name] for name in names)),
         rows,
+    )
+    shares = [m.name for m in MEASURES[report["task"]].deciding if m.name in members[0].get("shapley", {})]
+    if not shares:
+        return
+    sampled = any(member["shapley"][name]["error"] > 0 for member in members for name in shares)
+    rows = [
+        (
+            member["name"],
+            *(share_cell(metric, member["shapley"][metric]) for metric in shares),
+            milliseconds(member["latency_ms"]["batch_256"]["p50"]),
+            size(member["bytes"]),
+        )
+        for member in members
+    ]
+    yield Section(
+        "Each member's share, and its cost",
+        "The share (Shapley value) is the member's mean gain over the members before it, over all orders in "
+        "which they may join. The first joins the shares of the classes, or mean and variance of the "
+        "numbers, so that the shares sum to the ensemble's gain over these. "
+        + ("In brackets the standard error of a sample of the orders." if sampled else "All orders count."),
+        ("", *(METRIC_LABELS[name] for name in shares), "ms, 256 rows", "bytes"),
+        rows,
+    )
+
+
+def _not_worth(members: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
+    """A sentence on the members without which the ensemble is not measurably worse, and their cost."""
+    idle = [
+        member
+        for member in members
+        if not any(member["contribution"][metric]["beyond_interval"] for metric in names)
+    ]
+    if not idle:
+        return " Every member is worth its cost: without it the ensemble is measurably worse."
+    times = [member["latency_ms"]["batch_256"]["p50"] for member in members]
+    cost = ""
+    if all(times):
+        own = sum(member["latency_ms"]["batch_256"]["p50"] for member in idle)
+        cost = f", which take {_percent(own / sum(times), 0)} of the members' time for 256 rows"
+    return (
+        f" Without any one of {', '.join(member['name'] for member in idle)} the ensemble is not measurably "
+        f"worse{cost}."
     )
 
 

@@ -38,6 +38,8 @@ from ensdistill.student.recompute import recomputed
 from ensdistill.student.resume import Checkpoint, describe_training, training_fingerprint
 from ensdistill.student.selection import Choice, Evaluation, Selection
 from ensdistill.student.sharding import Sharding, check_shardable
+from ensdistill.student.shrink.compact import Compact
+from ensdistill.student.shrink.rounding import Rounding
 from ensdistill.student.sources import RowTargets
 from ensdistill.student.tracking import Record
 from ensdistill.student.units import Units
@@ -123,6 +125,9 @@ class Trained:
             that ``distill`` was given.
         """
         output: Output = "logits"
+        network = self.module if self.units is None else self.module.model
+        if isinstance(network, Compact):  # which is served in another form than it was trained in
+            factory = network.made_by(factory)
         if self.units is not None:
             outputs = self.watched.shape[2]
             output = "mean" if outputs == len(self.units.location) else "mean_and_variance"
@@ -172,7 +177,9 @@ class Training:
             return int(call(model, first).shape[1])
 
     def finished(self, network: nn.Module) -> nn.Module:
-        """The trained network as the module that predicts: of a regression in the data's units."""
+        """The trained network as the module that predicts: as it is served, and of a regression in the data's
+        units."""
+        network = network.finished() if isinstance(network, Rounding) else network
         return network.eval() if self.units is None else self.units.restored(network)
 
 

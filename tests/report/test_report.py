@@ -94,7 +94,7 @@ def generalised(path: str, key: Any) -> str:
         return "*"
     if path.endswith("strongest"):
         return "<family>"
-    of_metric = r"((?<!<metric>\.)retained_gain|over_best_member|contribution|gains\.(ensemble|student|student_over\.<alternative>)|strongest\.<family>)$"
+    of_metric = r"((?<!<metric>\.)retained_gain|over_best_member|contribution|shapley|gains\.(ensemble|student|student_over\.<alternative>)|strongest\.<family>)$"
     return "<metric>" if re.search(of_metric, path) else str(key)
 
 

@@ -21,11 +21,13 @@ from sklearn.metrics import confusion_matrix
 
 from ensdistill.data.samples import Lazy, as_samples
 from ensdistill.report import Forecasts, LabelProbabilities, judge
+from ensdistill.report.cells import milliseconds
 from ensdistill.report.differences import SHOWN_ROWS, furthest_rows, judge_agreement
 from ensdistill.report.drawing import in_parts, lay_out, panels, styled
 from ensdistill.report.measures import MEASURES
 from ensdistill.report.row_scores import ROW_SCORES, divergence, entropy
 from ensdistill.report.samples import FIELDS, LETTERS, shown_sample
+from ensdistill.report.sections import contributions
 from ensdistill.report.uncertainty import SHARES, judge_uncertainty, rank_correlation, selective
 
 RNG = np.random.default_rng(3)
@@ -187,6 +189,37 @@ def test_a_contribution_is_the_gain_over_the_other_members(make: Any) -> None:
             assert found["ci95"][0] <= lead <= found["ci95"][1]
     alone = [replace(member, others=None) for member in results.members]
     assert "contribution" not in judge(replace(results, members=alone), resamples=2000)["members"][0]
+
+
+def test_shares_of_members_are_shown_with_their_errors_and_costs() -> None:
+    report = judge(run_results(seeds=(0, 1)), resamples=2000)
+    member = report["members"][2]
+    assert member["shapley"]["accuracy"] == {
+        "mean": pytest.approx(0.205),
+        "per_seed": pytest.approx([0.2, 0.21]),
+        "error": 0.0,
+    }
+    assert member["shapley"]["nll"]["error"] == pytest.approx(0.003 / np.sqrt(2))
+    section = list(contributions(report))[1]
+    svc = dict(zip(section.columns, section.rows[2], strict=True))
+    assert (svc["accuracy"], svc["NLL"]) == ("+20.50", "+0.400 (0.002)")
+    assert svc["ms, 256 rows"] == milliseconds(member["latency_ms"]["batch_256"]["p50"])
+    assert svc["bytes"] == "120k"
+
+
+def test_members_without_a_measurable_gain_are_named_with_their_time() -> None:
+    report = judge(run_results(seeds=(0,)), resamples=2000)
+    for member in report["members"]:
+        for gain in member["contribution"].values():
+            gain["beyond_interval"] = member["name"] != "svc"
+    section = next(contributions(report))
+    assert (
+        "Without any one of svc the ensemble is not measurably worse, which take 25 % of the" in section.about
+    )
+    for gain in report["members"][2]["contribution"].values():
+        gain["beyond_interval"] = True
+    section = next(contributions(report))
+    assert "Every member is worth its cost" in section.about
 
 
 def test_samples_of_all_kinds_are_shown() -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ensdistill.common.describe import class_path
 from ensdistill.student.export.faults import layer_at_fault
 from ensdistill.student.export.graph import OTHERWISE
+from ensdistill.student.shrink.compact import Compact
 from ensdistill.teachers.members import TorchMember
 from ensdistill.teachers.members.base import SMOOTHING
 from ensdistill.teachers.members.dtypes import floating_type, tables
@@ -159,6 +160,9 @@ def exported(module: Logits, example: Example, opset: int) -> onnx.ModelProto:
             "export: a torch module needs onnxscript: pip install 'ensdistill[export]'"
         ) from error
     names = list(example) if isinstance(example, dict) else ["inputs"]
+    for part in list(module.modules()):
+        if isinstance(part, Compact):
+            part.for_onnx()
     try:
         return _export(module, (example,), {}, opset, names=names)
     except Exception as error:  # of many kinds

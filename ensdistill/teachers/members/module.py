@@ -136,8 +136,9 @@ class TorchMember:
 
     @property
     def parameters(self) -> int:
-        """Count of the parameters."""
-        return sum(p.numel() for p in self.module.parameters())
+        """Count of the parameters, without weights that a pruned module does not store."""
+        absent = sum(getattr(part, "absent_numbers", 0) for part in self.module.modules())
+        return sum(p.numel() for p in self.module.parameters()) - absent
 
     @property
     def bytes(self) -> int:
