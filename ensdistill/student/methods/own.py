@@ -32,7 +32,7 @@ class PlainLoss(StudentLoss):
         return self.function(outputs, targets, labels, batch)
 
     @property
-    def takes_mixture(self) -> bool:
+    def takes_mixture(self) -> bool:  # type: ignore[override]
         return bool(getattr(self.function, "takes_mixture", False))
 
     def check(self, rows: Rows, classes: int, cache: TargetCache | TargetSource | None) -> None:
@@ -44,9 +44,11 @@ class PlainLoss(StudentLoss):
         return own() if callable(own) else code_and_values(self.function)
 
 
-def given_loss(loss: Any, keywords: dict[str, Any]) -> LossSettings | RegressionSettings | StudentLoss:
+def given_loss(
+    loss: Any, keywords: dict[str, Any], method: Any = None
+) -> LossSettings | RegressionSettings | StudentLoss:
     """The ``loss`` of a trainer, given as settings, as their keywords, by the name of a regression's error,
-    or as a callable.
+    or as a callable; or its ``method``.
 
     Raises
     ------
@@ -55,6 +57,16 @@ def given_loss(loss: Any, keywords: dict[str, Any]) -> LossSettings | Regression
     ValueError
         A setting out of its range.
     """
+    if method is not None:
+        from ensdistill.student.methods.names import build  # which needs this module
+
+        if loss is not None or keywords:
+            given = ", ".join(["loss"] * (loss is not None) + list(keywords))
+            raise TypeError(
+                f"method: expected none beside {given}; got {method!r}: pass the settings of kd as "
+                "method={'kd': {'temperature': 2.0}}"
+            )
+        return build(method)
     if loss is None or isinstance(loss, LossSettings):
         settings = settings_of(loss, dict(keywords), "loss")
         check_trained("loss", settings)
@@ -104,9 +116,8 @@ def as_student_loss(loss: Any) -> StudentLoss:
         if trained:
             raise ValueError(
                 f"loss: {type(loss).__name__} has parameters ({trained[0]}), which would not be trained: "
-                "the optimiser holds the "
-                "student's parameters only; make them parameters of the student, or call "
-                "requires_grad_(False)"
+                "the optimiser holds the student's parameters only; let the loss's method companion() make "
+                "them, make them parameters of the student, or call requires_grad_(False)"
             )
     return loss if isinstance(loss, StudentLoss) else PlainLoss(loss)
 
@@ -124,6 +135,11 @@ def _check_signature(loss: Callable[..., Any]) -> None:
         raise TypeError(
             f"loss: expected {name} to take (outputs, targets, labels, batch); got {name}{signature}: {error}"
         ) from None
+
+
+def changes_network(loss: StudentLoss) -> bool:
+    """Whether a loss has a student of its own made from the caller's factory."""
+    return type(loss).network is not StudentLoss.network
 
 
 def name_of(loss: Any) -> str:
