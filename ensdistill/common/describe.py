@@ -18,7 +18,12 @@ from torch.nn.parameter import is_lazy
 
 from ensdistill.common.source import source_digest
 
-BUILT_IN = ("ensdistill.models.", "ensdistill.teachers.members.standardised.", "torch.nn.")
+BUILT_IN = (
+    "ensdistill.models.",
+    "ensdistill.teachers.members.heads.",
+    "ensdistill.teachers.members.standardised.",
+    "torch.nn.",
+)
 _NESTED = "module"  # the key of an argument that is a module with a recipe of its own
 
 

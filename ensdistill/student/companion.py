@@ -49,12 +49,12 @@ def companion_of(model: nn.Module) -> nn.Module | None:
 
 
 def check_layers(model: nn.Module, layers: Sequence[str]) -> None:
-    """Raise ValueError for a layer that the student does not have."""
+    """Raise ValueError for a layer that a network does not have."""
     names = [name for name, _ in model.named_modules() if name]
     for layer in layers:
         if layer not in names:
             raise ValueError(
-                f"layers: expected modules of the student {type(model).__name__}, {', '.join(names[:12])}"
+                f"layers: expected modules of {type(model).__name__}, {', '.join(names[:12])}"
                 f"{', ...' if names[12:] else ''}; got {layer!r}"
             )
 

@@ -32,7 +32,7 @@ class AlphaDivergence(Method):
 
     References
     ----------
-    Minka, "Divergence measures and message passing", 2005, equation 1; Wang et al., "AlphaNet", ICML 2021.
+    Minka, "Divergence measures and message passing", 2005; Wang et al., "AlphaNet", ICML 2021.
 
     Examples
     --------

@@ -32,7 +32,7 @@ class Correlation(Method):
 
     References
     ----------
-    Huang et al., "Knowledge Distillation from A Stronger Teacher" (DIST), NeurIPS 2022, equations 6 to 9.
+    Huang et al., "Knowledge Distillation from A Stronger Teacher" (DIST), NeurIPS 2022.
 
     Examples
     --------

@@ -33,7 +33,7 @@ class Decoupled(Method):
 
     References
     ----------
-    Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, equations 5 to 7.
+    Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022.
 
     Examples
     --------

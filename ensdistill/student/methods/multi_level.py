@@ -35,7 +35,7 @@ class MultiLevel(Method):
 
     References
     ----------
-    Jin et al., "Multi-Level Logit Distillation", CVPR 2023, equations 4 to 8.
+    Jin et al., "Multi-Level Logit Distillation", CVPR 2023.
 
     Examples
     --------

@@ -14,14 +14,21 @@ from ensdistill.loss.settings import LossSettings
 from ensdistill.student.methods.alpha_divergence import AlphaDivergence
 from ensdistill.student.methods.correlation import Correlation
 from ensdistill.student.methods.decoupled import Decoupled
+from ensdistill.student.methods.distribution import DistributionDistillation
+from ensdistill.student.methods.heads import Heads
+from ensdistill.student.methods.hints import Hints
 from ensdistill.student.methods.method import check_number
 from ensdistill.student.methods.mix import Mix
 from ensdistill.student.methods.multi_level import MultiLevel
+from ensdistill.student.methods.mutual import Mutual
 from ensdistill.student.methods.own import as_student_loss
 from ensdistill.student.methods.protocol import StudentLoss
+from ensdistill.student.methods.proxy_dirichlet import ProxyDirichlet
+from ensdistill.student.methods.relational import Relational
 from ensdistill.student.methods.soft_targets import SoftTargets
 from ensdistill.student.methods.squared_logits import SquaredLogits
 from ensdistill.student.methods.standardised import Standardised
+from ensdistill.student.methods.weighted import WeightedTeachers
 
 
 def soft(fixed: dict[str, Any], **settings: Any) -> StudentLoss:
@@ -46,6 +53,13 @@ METHODS: dict[str, Callable[..., StudentLoss]] = {
     "dkd": Decoupled,
     "dist": Correlation,
     "mlkd": MultiLevel,
+    "weighted": WeightedTeachers,
+    "rkd": Relational,
+    "hints": Hints,
+    "mutual": Mutual,
+    "proxy_dirichlet": ProxyDirichlet,
+    "endd": DistributionDistillation,
+    "hydra": Heads,
 }
 
 
@@ -111,7 +125,8 @@ def settings_of(make: Any) -> list[str]:
     """The settings of a method of this package."""
     if isinstance(make, partial):
         return [f.name for f in fields(LossSettings) if f.name not in make.args[0]]
-    return [f.name for f in fields(make)] if is_dataclass(make) else []
+    own = [f.name for f in fields(make)] if is_dataclass(make) else []
+    return [name for name in own if not (make is Heads and name == "weights")]
 
 
 def _own(argument: str, path: str) -> Callable[..., Any]:

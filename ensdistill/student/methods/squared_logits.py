@@ -24,7 +24,7 @@ class SquaredLogits(Method):
 
     References
     ----------
-    Ba and Caruana, "Do Deep Nets Really Need to be Deep?", NeurIPS 2014, equation 1.
+    Ba and Caruana, "Do Deep Nets Really Need to be Deep?", NeurIPS 2014.
 
     Examples
     --------
