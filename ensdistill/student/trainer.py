@@ -40,8 +40,8 @@ from ensdistill.student.methods import (
     StudentLoss,
     check_takes_mixture,
     code_and_values,
-    given_loss,
     loss_by_task,
+    method_or_loss,
     name_of,
 )
 from ensdistill.student.module_patterns import check_patterns
@@ -164,7 +164,9 @@ class StudentTrainer:
         divide_rows: bool = False,
         **keywords: Unpack[LossKeywords],
     ) -> None:
-        self.loss: LossSettings | RegressionSettings | StudentLoss = given_loss(loss, dict(keywords), method)
+        self.loss: LossSettings | RegressionSettings | StudentLoss = method_or_loss(
+            method, loss, dict(keywords)
+        )
         for name, value, allowed in (
             ("mixed_precision", mixed_precision, get_args(Precision)),
             ("impl", impl, get_args(Impl)),

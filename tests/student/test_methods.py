@@ -201,7 +201,7 @@ REFUSED = [
         r"^method\.alpha_divergence\.order: expected .* -5 to 5",
     ),
     ({"mlkd": {"pool": []}}, ValueError, r"^method\.mlkd\.pool: expected a list of temperatures; got \[\]"),
-    ({"standardised": {"of": "x"}}, ValueError, r"^method\.standardised.*of: expected one of kd.*got 'x'"),
+    ({"standardised": {"of": "x"}}, ValueError, r"^method\.standardised\.of: expected one of kd.*got 'x'"),
     (
         {"no.such.thing": 1},
         ValueError,

@@ -10,8 +10,8 @@ from ensdistill.student.methods.method import Method
 from ensdistill.student.methods.mix import Mix, temperatures_of
 from ensdistill.student.methods.moment_targets import MomentTargets
 from ensdistill.student.methods.multi_level import MultiLevel
-from ensdistill.student.methods.names import METHODS, build
-from ensdistill.student.methods.own import as_student_loss, changes_network, given_loss, name_of
+from ensdistill.student.methods.names import METHODS, build, method_or_loss
+from ensdistill.student.methods.own import as_student_loss, changes_network, name_of
 from ensdistill.student.methods.protocol import Start, StudentLoss, check_takes_mixture, code_and_values
 from ensdistill.student.methods.soft_labels import SoftLabels
 from ensdistill.student.methods.soft_targets import SoftTargets
@@ -39,8 +39,8 @@ __all__ = [
     "changes_network",
     "check_takes_mixture",
     "code_and_values",
-    "given_loss",
     "loss_by_task",
+    "method_or_loss",
     "name_of",
     "temperatures_of",
 ]

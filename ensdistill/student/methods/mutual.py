@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +15,9 @@ from ensdistill.common.scalars import check_temperature, whole
 from ensdistill.data import Rows
 from ensdistill.student.inputs import call
 from ensdistill.student.methods.method import Method, check_number
+from ensdistill.student.methods.own import name_of
 from ensdistill.student.methods.protocol import Start, StudentLoss
+from ensdistill.student.methods.soft_targets import SoftTargets
 from ensdistill.student.methods.teachers import kl_rows, mean_of
 
 if TYPE_CHECKING:
@@ -35,8 +36,9 @@ class Mutual(Method):
 
     Parameters
     ----------
-    of : str or mapping
-        The method that each student learns by itself: ``labels``, as in the paper, or ``kd``.
+    of : StudentLoss
+        The method that each student learns by itself; by name, ``{"mutual": {"of": "labels"}}`` as in the
+        paper. By default kd.
     peers : int
         P, at least 1: students of the same factory with other first weights.
     peer : callable, optional
@@ -51,11 +53,11 @@ class Mutual(Method):
 
     Examples
     --------
-    >>> Mutual("kd", peers=2).weight_of_peers
+    >>> Mutual(peers=2).weight_of_peers
     1.0
     """
 
-    of: str | Mapping[str, Any] = "kd"
+    of: StudentLoss = field(default_factory=SoftTargets)
     peers: int = 1
     peer: Callable[[], nn.Module] | None = None
     weight_of_peers: float = 1.0
@@ -68,22 +70,18 @@ class Mutual(Method):
             raise ValueError(f"peer: expected what makes a module; got {type(self.peer).__name__}")
         check_number("weight_of_peers", self.weight_of_peers)
         check_temperature("temperature", self.temperature)
-        if self.inner.layers or type(self.inner).companion is not StudentLoss.companion:
-            raise ValueError(f"of: expected a method of outputs alone; got {self.of!r}: choose kd or labels")
-
-    @cached_property
-    def inner(self) -> StudentLoss:
-        from ensdistill.student.methods.names import build  # which knows this method, too
-
-        return build(self.of, "mutual.of")
+        if self.of.layers or type(self.of).companion is not StudentLoss.companion:
+            raise ValueError(
+                f"of: expected a method of outputs alone; got {name_of(self.of)}: choose kd or labels"
+            )
 
     @property
     def takes_mixture(self) -> bool:  # type: ignore[override]
-        return self.inner.takes_mixture
+        return self.of.takes_mixture
 
     def check(self, rows: Rows, classes: int, cache: TargetCache | TargetSource | None) -> None:
         super().check(rows, classes, None)
-        self.inner.check(rows, classes, cache)
+        self.of.check(rows, classes, cache)
 
     def companion(self, start: Start) -> nn.Module:
         peers = nn.ModuleList([(self.peer or start.factory)() for _ in range(self.peers)])
@@ -103,6 +101,6 @@ class Mutual(Method):
         for i, (one, log_q) in enumerate(zip(students, logs, strict=True)):
             others = [kl_rows(log_p.detach(), log_q) for j, log_p in enumerate(logs) if j != i]
             mean = mean_of(torch.stack(others).mean(0), batch.weights)
-            total = total + self.inner(one, targets, labels, alone)
+            total = total + self.of(one, targets, labels, alone)
             total = total + self.weight_of_peers * self.temperature**2 * mean
         return total

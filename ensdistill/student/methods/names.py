@@ -10,6 +10,7 @@ from dataclasses import fields, is_dataclass
 from functools import partial
 from typing import Any
 
+from ensdistill.loss.regression import RegressionSettings
 from ensdistill.loss.settings import LossSettings
 from ensdistill.student.methods.alpha_divergence import AlphaDivergence
 from ensdistill.student.methods.correlation import Correlation
@@ -21,7 +22,7 @@ from ensdistill.student.methods.method import check_number
 from ensdistill.student.methods.mix import Mix
 from ensdistill.student.methods.multi_level import MultiLevel
 from ensdistill.student.methods.mutual import Mutual
-from ensdistill.student.methods.own import as_student_loss
+from ensdistill.student.methods.own import as_student_loss, given_loss
 from ensdistill.student.methods.protocol import StudentLoss
 from ensdistill.student.methods.proxy_dirichlet import ProxyDirichlet
 from ensdistill.student.methods.relational import Relational
@@ -104,6 +105,28 @@ def build(given: Any, argument: str = "method") -> StudentLoss:
     return parts[0] if weights == [1.0] else Mix(tuple(parts), tuple(weights))
 
 
+def method_or_loss(
+    method: Any, loss: Any, keywords: dict[str, Any]
+) -> LossSettings | RegressionSettings | StudentLoss:
+    """A trainer's ``method``, or its ``loss`` where it has none; see
+    :func:`ensdistill.student.methods.own.given_loss`.
+
+    Raises
+    ------
+    TypeError
+        Both.
+    """
+    if method is None:
+        return given_loss(loss, keywords)
+    if loss is not None or keywords:
+        given = ", ".join(["loss"] * (loss is not None) + list(keywords))
+        raise TypeError(
+            f"method: expected none beside {given}; got {method!r}: pass the settings of kd as "
+            "method={'kd': {'temperature': 2.0}}"
+        )
+    return build(method)
+
+
 def _part(argument: str, name: str, value: Any) -> tuple[StudentLoss, float]:
     """One method of a mix, and its weight."""
     where = f"{argument}.{name}"
@@ -114,6 +137,8 @@ def _part(argument: str, name: str, value: Any) -> tuple[StudentLoss, float]:
     if make in METHODS.values() and (strange := [key for key in settings if key not in settings_of(make)]):
         known = ", ".join(["weight", *settings_of(make)])
         raise TypeError(f"{where}.{strange[0]}: expected one of {known}; got {settings[strange[0]]!r}")
+    if make in (Standardised, Mutual) and "of" in settings:
+        settings["of"] = build(settings["of"], f"{where}.of")
     try:
         return as_student_loss(make(**settings)), weight
     except (TypeError, ValueError) as error:

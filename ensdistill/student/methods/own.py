@@ -44,11 +44,9 @@ class PlainLoss(StudentLoss):
         return own() if callable(own) else code_and_values(self.function)
 
 
-def given_loss(
-    loss: Any, keywords: dict[str, Any], method: Any = None
-) -> LossSettings | RegressionSettings | StudentLoss:
+def given_loss(loss: Any, keywords: dict[str, Any]) -> LossSettings | RegressionSettings | StudentLoss:
     """The ``loss`` of a trainer, given as settings, as their keywords, by the name of a regression's error,
-    or as a callable; or its ``method``.
+    or as a callable.
 
     Raises
     ------
@@ -57,16 +55,6 @@ def given_loss(
     ValueError
         A setting out of its range.
     """
-    if method is not None:
-        from ensdistill.student.methods.names import build  # which needs this module
-
-        if loss is not None or keywords:
-            given = ", ".join(["loss"] * (loss is not None) + list(keywords))
-            raise TypeError(
-                f"method: expected none beside {given}; got {method!r}: pass the settings of kd as "
-                "method={'kd': {'temperature': 2.0}}"
-            )
-        return build(method)
     if loss is None or isinstance(loss, LossSettings):
         settings = settings_of(loss, dict(keywords), "loss")
         check_trained("loss", settings)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from ensdistill.cache import TargetCache
 from ensdistill.data import Rows
+from ensdistill.loss.settings import LossSettings
 from ensdistill.loss.targets import EnsembleLogits
 from ensdistill.student.methods.method import Method
 from ensdistill.student.methods.protocol import Start, StudentLoss
+from ensdistill.student.methods.soft_targets import SoftTargets
 from ensdistill.student.methods.teachers import centred, logits_of_members
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ class Standardised(Method):
 
     Parameters
     ----------
-    of : str or mapping
-        The method, as ``method`` of a trainer takes it.
+    of : StudentLoss
+        The method; by name, ``{"standardised": {"of": "dkd"}}``. By default kd at a temperature of 2.
 
     References
     ----------
@@ -40,37 +41,28 @@ class Standardised(Method):
 
     Examples
     --------
-    >>> Standardised({"dkd": {"temperature": 2.0}}).inner.temperature
+    >>> Standardised().of.settings.temperature
     2.0
     """
 
-    of: str | Mapping[str, Any] = field(default_factory=lambda: {"kd": {"temperature": 2.0}})
+    of: StudentLoss = field(default_factory=lambda: SoftTargets(LossSettings(temperature=2.0)))
     takes_mixture = False
-
-    def __post_init__(self) -> None:
-        _ = self.inner
-
-    @cached_property
-    def inner(self) -> StudentLoss:
-        from ensdistill.student.methods.names import build  # which knows this method, too
-
-        return build(self.of, "standardised.of")
 
     def __call__(self, outputs: Tensor, targets: Any, labels: Tensor, batch: Batch) -> Tensor:
         logits = logits_of_members(targets)
         own = EnsembleLogits(standard(logits), targets.weights, getattr(targets, "combiner", None))
-        return self.inner(standard(outputs), own, labels, batch)
+        return self.of(standard(outputs), own, labels, batch)
 
     def check(self, rows: Rows, classes: int, cache: TargetCache | TargetSource | None) -> None:
         super().check(rows, classes, cache)
-        self.inner.check(rows, classes, None)  # standardised logits serve all temperatures
+        self.of.check(rows, classes, None)  # standardised logits serve all temperatures
 
     @property
     def layers(self) -> Sequence[str]:  # type: ignore[override]
-        return self.inner.layers
+        return self.of.layers
 
     def companion(self, start: Start) -> nn.Module | None:
-        return self.inner.companion(start)
+        return self.of.companion(start)
 
 
 def standard(logits: Tensor) -> Tensor:
