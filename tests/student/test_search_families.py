@@ -8,14 +8,17 @@ import pytest
 import torch
 
 from ensdistill.common.completion import completed
-from ensdistill.data.preprocess import fitted
-from ensdistill.data.samples import as_samples, form
+from ensdistill.data import Rows
+from ensdistill.data.batches import count, hashes
+from ensdistill.data.preprocess import fitted, power_scaler
+from ensdistill.data.samples import as_samples, form, sample_hashes
 from ensdistill.student.search.build import estimator_setting, made
 from ensdistill.student.search.families import FAMILIES, About, families_for, import_family
 from ensdistill.student.search.finals import final_plan
 from ensdistill.student.search.journal import Record
 from ensdistill.student.search.pace import Pace
 from ensdistill.student.search.policy import Policy
+from ensdistill.student.search.rows import some_samples
 from ensdistill.student.search.space import Space
 
 SAMPLES = {
@@ -45,6 +48,14 @@ def test_families_that_fit_the_samples_are_searched(kind):
     assert {family.name for family in families_for((), about_of(kind))} == EXPECTED[kind]
 
 
+@pytest.mark.parametrize("kind", SAMPLES)
+def test_the_first_samples_are_in_the_container_that_models_take(kind):
+    first = some_samples(Rows(SAMPLES[kind], np.arange(40), np.zeros(40, np.int64)), 3)
+    assert type(first) is type(SAMPLES[kind])
+    assert count(first) == 3
+    assert hashes(first).tolist() == sample_hashes(as_samples(SAMPLES[kind]))[:3].tolist()
+
+
 @pytest.mark.parametrize(
     ("kind", "name"), [(k, n) for k, names in EXPECTED.items() for n in sorted(names - {"boosted"})]
 )
@@ -58,6 +69,18 @@ def test_candidates_are_built_for_the_samples_and_grow(kind, name):
         sizes.append(sum(p.numel() for p in model.parameters()))
     assert len(sizes) >= 2
     assert sizes == sorted(set(sizes))
+
+
+@pytest.mark.parametrize(("dtype", "steps"), [("float32", 3), ("int64", 3), ("float16", 0)])
+def test_numbers_are_scaled_by_powers_as_the_members_are(dtype, steps):
+    about = About("array", (5,), 40, 40, 3, dtype=dtype)
+    preprocess = import_family("mlp").candidates(about)[0].preprocess
+    own = made(preprocess)
+    assert len(getattr(own, "steps", ())) == steps
+    if steps:
+        x = SAMPLES["array"] ** 3
+        expected = power_scaler().fit_transform(x)
+        assert np.array_equal(own.fit_transform(x), expected)
 
 
 def test_arrays_with_gaps_are_for_boosters():
@@ -166,6 +189,8 @@ def test_the_best_two_families_have_a_long_training_each():
     assert policy.compared(tried) == ["g/1"]
     tried.append(long("g/1", 0.5))
     assert policy.compared(tried) == []
+    far = [record("student", "f/2", 1.0), record("student", "g/1", 4.1)]
+    assert policy.compared(far) == ["f/2"]
     assert policy.finalists(tried, {}) == ["g/1", "g/1", "f/2", "h/1"]
 
 

@@ -72,13 +72,15 @@ def estimator_setting(setting: Mapping[str, Any], values: Mapping[str, Any]) -> 
 
 
 def made(setting: Any) -> Any:
-    """The object of a ``class_path`` with ``init_args``; other settings as they are.
+    """The object of a ``class_path`` with ``init_args``, in lists too; other settings as they are.
 
     Examples
     --------
     >>> made({"class_path": "sklearn.preprocessing.StandardScaler", "init_args": {"with_mean": False}})
     StandardScaler(with_mean=False)
     """
+    if isinstance(setting, list):
+        return [made(one) for one in setting]
     if not isinstance(setting, Mapping) or "class_path" not in setting:
         return setting
     cls = class_at(setting["class_path"])

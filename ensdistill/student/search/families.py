@@ -36,6 +36,8 @@ class About:
     gaps : bool
         Whether an array holds NaN.
     task : {"classification", "multilabel", "regression"}
+    dtype : str
+        Of an array.
     """
 
     kind: str
@@ -45,6 +47,7 @@ class About:
     classes: int
     gaps: bool = False
     task: Task = "classification"
+    dtype: str = ""
 
     @property
     def image(self) -> bool:

@@ -10,6 +10,18 @@ from ensdistill.models import CNN, MLP, BagOfNgrams, TabularMLP, TextTransformer
 from ensdistill.student.search.families import About, Candidate
 
 WIDTHS = ((16,), (32,), (32, 32), (64, 64), (128, 128), (256, 256), (512, 512))
+# Of numbers: `power_scaler` of `ensdistill.data.preprocess` as a setting. Powers can't be fitted in float16.
+STANDARD = {"class_path": "sklearn.preprocessing.StandardScaler"}
+POWERS = {
+    "class_path": "sklearn.pipeline.Pipeline",
+    "init_args": {
+        "steps": [
+            ["clip", {"class_path": "sklearn.preprocessing.MinMaxScaler", "init_args": {"clip": True}}],
+            ["standard", STANDARD],
+            ["powers", {"class_path": "sklearn.preprocessing.PowerTransformer"}],
+        ]
+    },
+}
 CODES = {"class_path": "ensdistill.data.preprocess.TableDefaults", "init_args": {"codes": 8}}
 WORDS = {
     "class_path": "ensdistill.data.preprocess.HashedNgrams",
@@ -38,8 +50,9 @@ class Mlp:
         return f"it takes arrays, tables and images; got {about.kind}"
 
     def candidates(self, about: About) -> list[Candidate]:
-        scaled = about.kind in ("array", "tensor") and len(about.shape) == 1
-        preprocess: Any = {"class_path": "sklearn.preprocessing.StandardScaler"} if scaled else "auto"
+        preprocess: Any = "auto"
+        if about.kind in ("array", "tensor") and len(about.shape) == 1:
+            preprocess = STANDARD if about.dtype.endswith("float16") else POWERS
         return [
             Candidate(
                 self.name,

@@ -11,6 +11,7 @@ from ensdistill.student.search.journal import Record, best_of
 from ensdistill.student.search.space import Role
 
 OTHERS = 4  # one trial in so many is of another family than the best one
+HOPELESS = 4.0  # times the best family's value: no long training makes up for that
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ class Policy:
         return sorted(self.ladders, key=lambda family: min(standings[k].value for k in self.ladders[family]))
 
     def compared(self, records: Sequence[Record]) -> list[str]:
-        """The best candidate of each of the best two families, where the family had no long training yet."""
+        """The best candidate of each of the best two families, where the family had no long training yet and
+        is not far behind."""
         found = self._standings("student", records, {})
         long = {one.candidate for one in records if one.role == "student" and one.final}
         tried = [
@@ -98,7 +100,9 @@ class Policy:
             for family in self._ranked(found)[:2]
             if not long.intersection(self.ladders[family])
         ]
-        return [key for key in tried if found[key].value < math.inf]
+        least = min((one.value for one in found.values()), default=math.inf)
+        near = HOPELESS * least if least > 0 else math.inf
+        return [key for key in tried if found[key].value < math.inf and found[key].value <= near]
 
     def finalists(self, records: Sequence[Record], kept: Mapping[str, float | None]) -> list[str]:
         """The keys of students that are trained long next, the first one unless there is too little time.

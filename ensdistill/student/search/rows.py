@@ -17,7 +17,7 @@ from ensdistill.common.random import random_generator
 from ensdistill.common.tasks import Task, task_of
 from ensdistill.data import UNLABELLED, Rows
 from ensdistill.data.augmentation import Augmentation
-from ensdistill.data.samples import as_samples, form, joined, subset
+from ensdistill.data.samples import as_samples, form, joined
 from ensdistill.loss import targets
 from ensdistill.student.search.families import About, Candidate
 from ensdistill.student.search.space import TEMPERATURES, Role, Space
@@ -98,7 +98,8 @@ class Lessons:
         inputs = rows.inputs
         gaps = isinstance(inputs, np.ndarray) and inputs.dtype.kind == "f" and bool(np.isnan(inputs).any())
         counts = most, len(self.direct), len(cache.classes)
-        return About(described["kind"], shape, *counts, gaps, self.judged.task)
+        dtype = str(described.get("dtype", ""))
+        return About(described["kind"], shape, *counts, gaps, self.judged.task, dtype)
 
     @property
     def variances(self) -> bool:
@@ -358,5 +359,5 @@ class JudgedTargets:
 
 
 def some_samples(rows: Rows, count: int) -> Any:
-    """The first samples."""
-    return subset(rows.inputs, np.arange(min(count, len(rows))))
+    """The first samples, in the container that models take."""
+    return as_samples(rows.inputs)[np.arange(min(count, len(rows)))]
