@@ -34,7 +34,8 @@ SHORT = Optimization(steps=64, batch_size=20, learning_rate=0.02)
 STUDENT = partial(MLP, inputs=6, hidden=[8], outputs=3)
 X = np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32)
 ROWS = Rows(X, np.arange(60), np.where(np.arange(60) % 2, np.arange(60) % 3, -100))
-APART = ["mutual", {"weighted": {"by": "learned"}}, "endd", "hydra", "proxy_dirichlet"]
+slow = partial(pytest.param, marks=pytest.mark.slow)
+APART = ["mutual", slow({"weighted": {"by": "learned"}}), slow("endd"), "hydra", slow("proxy_dirichlet")]
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,7 @@ def test_weights_that_are_learned_prefer_the_member_that_is_right(tmp_path):
         member.weight.copy_(torch.from_numpy(weight.T))
         members.append(member)
     source = cache_targets(Ensemble.from_members(members), rows, tmp_path / "two", codec="fp32")
-    long = Optimization(steps=192, batch_size=40, learning_rate=0.1)
+    long = Optimization(steps=96, batch_size=40, learning_rate=0.1)
     accuracy = []
     for by in ("uniform", "learned"):
         trained = StudentTrainer(long, method={"weighted": {"by": by}}).distill(
@@ -217,9 +218,10 @@ def test_names_of_parameters_and_the_best_weights_are_the_student_s_own(cache, t
 
 
 def test_a_companion_changes_nothing_but_the_loss(cache):
-    plain = StudentTrainer(SHORT).distill(STUDENT, ROWS, cache)
+    short = Optimization(steps=32, batch_size=20, learning_rate=0.02)
+    plain = StudentTrainer(short).distill(STUDENT, ROWS, cache)
     beside = {"kd": 1, "mutual": {"weight": 0.0}}
-    found = StudentTrainer(SHORT, method=beside).distill(STUDENT, ROWS, cache)
+    found = StudentTrainer(short, method=beside).distill(STUDENT, ROWS, cache)
     for a, b in zip(plain.module.parameters(), found.module.parameters(), strict=True):
         torch.testing.assert_close(a, b)
     assert student_of(plain.module) is plain.module
