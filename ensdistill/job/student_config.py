@@ -14,6 +14,7 @@ from torch import nn
 
 from ensdistill.common.describe import describe, module_recipe
 from ensdistill.common.fingerprint import digest
+from ensdistill.common.optimization import AUTO
 from ensdistill.common.optimizers import StudentOptimization, as_student
 from ensdistill.common.scalars import plain_fields
 from ensdistill.common.tasks import Task
@@ -80,9 +81,9 @@ class StudentConfig(SearchedStudent):
     optimization : StudentOptimization
         How the student is trained.
     direct : StudentOptimization, optional
-        How the same model is trained on hard labels: as many steps (or ``auto``, as the student's), but the
-        batch size and learning rate that serve it best. The weight decay may be raised and the steps cut on
-        held-out folds (see ``DistillConfig.folds``). The student's by default.
+        How the same model is trained on hard labels: as many steps (any number where the student's are
+        ``auto``), but the batch size and learning rate that serve it best. The weight decay may be raised and
+        the steps cut on held-out folds (see ``DistillConfig.folds``). The student's by default.
     description : str
         Text about the student, for the report.
     preprocess : "auto", null, class_path with init_args, a function's import path, or a path
@@ -175,7 +176,8 @@ class StudentConfig(SearchedStudent):
         if self.ema is not None:
             check_decay("ema", self.ema)
         as_setting(self.preprocess)  # which stays as it is written: a fingerprint is made of it
-        if self.baseline.steps != self.optimization.steps:
+        # The number of steps of an automatic training is not known yet.
+        if self.optimization.steps not in (AUTO, self.baseline.steps):
             raise ValueError(
                 f"direct.steps: expected the student's, {self.optimization.steps}, for a fair comparison; "
                 f"got {self.baseline.steps}"
