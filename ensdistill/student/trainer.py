@@ -164,9 +164,7 @@ class StudentTrainer:
         divide_rows: bool = False,
         **keywords: Unpack[LossKeywords],
     ) -> None:
-        self.loss: LossSettings | RegressionSettings | StudentLoss = method_or_loss(
-            method, loss, dict(keywords)
-        )
+        self.loss = method_or_loss(method, loss, dict(keywords))
         for name, value, allowed in (
             ("mixed_precision", mixed_precision, get_args(Precision)),
             ("impl", impl, get_args(Impl)),
@@ -293,8 +291,8 @@ class StudentTrainer:
             machines = machines_of(group)
             with group.together():
                 check_rows(rows)
-                loss, task = loss_by_task(self.loss, cache, member, self.impl), task_of(cache)
-                loss = loss.for_source(cache)
+                loss = loss_by_task(self.loss, cache, member, self.impl).for_source(cache)
+                task = task_of(cache)
                 check_in_cache(cache, rows)
                 rows, judged = split_rows(validation, rows, cache, seed)
                 division = divide(cache, rows, machines, group.rank) if self.divide_rows else None
