@@ -12,7 +12,7 @@ from benchmarks.kernels import PEERS, page
 from ensdistill.cli import bench
 
 ROOT = Path(__file__).resolve().parent.parent
-OTHERS = ("teachers", "cache", "data", "student", "transfer", "quality", "auto")
+OTHERS = ("teachers", "cache", "data", "student", "transfer", "quality", "auto", "methods")
 USAGE = """\
 usage: python -m benchmarks COMMAND
 
@@ -24,6 +24,7 @@ usage: python -m benchmarks COMMAND
   transfer [OPTIONS]     compare kinds of synthetic rows for data without a pool; `transfer --help` explains. Into benchmarks/results
   quality [OPTIONS]      how much of an ensemble students keep on real data, beside other tools; `quality --help` explains
   auto [OPTIONS]         the default ensemble and that of `teachers: auto` beside their members on five tables; `auto --help` explains
+  methods [OPTIONS]      compare the distillation methods on three tables, one cache for each; `methods --help` explains
   predict                an H100's expected times, computed from the kernels' plans, into benchmarks/PREDICTIONS.md
   frontier               the picture of quality against size in docs/, from the results of `quality` in benchmarks/results
   page [RESULT.json]     put a result's tables into docs/benchmarks.md and README.md (by default the result that README.md names)

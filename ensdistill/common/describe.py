@@ -22,6 +22,7 @@ BUILT_IN = (
     "ensdistill.models.",
     "ensdistill.student.shared.",
     "ensdistill.student.shrink.",
+    "ensdistill.teachers.members.heads.",
     "ensdistill.teachers.members.standardised.",
     "torch.nn.",
 )

@@ -16,6 +16,7 @@ from ensdistill.common.tasks import TASKS
 from ensdistill.data import Dataset, Rows, Split
 from ensdistill.data.augmentation import Augmentation
 from ensdistill.data.transfer import TransferSet
+from ensdistill.job.method_config import MethodSetting, check_described, check_methods, temperatures
 from ensdistill.job.search_config import SearchBudget, held_back
 from ensdistill.job.student_config import StudentConfig
 from ensdistill.loss.settings import LossSettings, check_trained
@@ -240,6 +241,9 @@ class DistillConfig:
     loss : LossSettings
         How a student is compared with the targets and the labels. The divergence is the mean over all rows of
         a batch, the cross entropy the mean over those rows that have a label.
+    method : str or dict, optional
+        In place of ``loss``: the name of a method, such as ``dkd``, or names with weights or settings, such
+        as ``{kd: {temperature: 4.0}, dist: 0.5}``; see ``docs/methods.md``.
     augment : Augmentation, optional
         The members' augmentation, which the direct baseline may use too: it is trained with and without, and
         the better on held-out folds of the labelled rows is *direct*.
@@ -255,6 +259,7 @@ class DistillConfig:
 
     students: dict[str, StudentConfig]
     loss: LossSettings = field(default_factory=LossSettings)
+    method: MethodSetting | None = None
     augment: Augmentation | None = None
     folds: int = 3
     label_smoothing: float = 0.1
@@ -267,6 +272,7 @@ class DistillConfig:
         for name in self.students:
             _check_folder_name("distill.students", name)
         check_trained("distill.loss", self.loss)
+        check_described(self.method, self.loss, "distill.")
         for name, student in self.students.items():
             if student.estimator is not None:
                 try:
@@ -288,7 +294,7 @@ class DistillConfig:
     @property
     def max_temperature(self) -> float:
         """The largest temperature of a student's loss, for which the cache has to be made."""
-        return max((student.loss or self.loss).temperature for student in self.students.values())
+        return max(t for student in self.students.values() for t in temperatures(student, self))
 
 
 @dataclass(frozen=True)
@@ -347,8 +353,9 @@ class Config(SearchBudget):
                 f"max_test_copies: expected a share of the test rows, 0 to 1; got {self.max_test_copies}"
             )
         _check_folder_name("name", self.name)
+        check_methods(self.distill, self.cache)
         made_at, wanted = self.cache.mixture_at, self.distill.loss.temperature
-        if made_at is not None and made_at != wanted:
+        if made_at is not None and made_at != wanted and self.distill.method is None:
             raise ValueError(
                 f"cache.mixture_at: expected distill.loss.temperature, {wanted}, because a mixture at one "
                 "temperature serves no other; got "

@@ -204,11 +204,22 @@ def _interval(figure: Any, factor: float, unit: str = "") -> str:
     return text if ends is None else f"{text} [{factor * ends[0]:.3g}, {factor * ends[1]:.3g}]"
 
 
+def _learned_by(student: Student, config: Config) -> str:
+    """The loss of a student's training in words."""
+    distill = config.distill
+    own = distill.students.get(str(student.about.get("student")))
+    method, loss = distill.method, distill.loss
+    if own is not None and (own.method is not None or own.loss is not None):
+        method, loss = own.method, own.loss or loss
+    if method is not None:
+        return f"method {method}"
+    return f"temperature {loss.temperature:g}, alpha {loss.alpha:g}"
+
+
 def _made(student: Student, config: Config, report: Any, wish: Wish) -> str:
-    loss = config.distill.loss
     lines = [
         f"- ensdistill {ensdistill.__version__}, run {config.name!r}, seed {student.about.get('seed')}",
-        f"- Loss: temperature {loss.temperature:g}, alpha {loss.alpha:g}; the exported logits are divided by "
+        f"- Loss: {_learned_by(student, config)}; the exported logits are divided by "
         f"{student.temperature:.4g}"
         + (" (calibrated to the ensemble on rows without labels)" if student.temperature != 1 else ""),
     ]

@@ -47,11 +47,11 @@ from ensdistill.data.copies import stratified_folds
 from ensdistill.data.preprocess import as_preprocess, trusted_by
 from ensdistill.job.config import Config, TeachersConfig
 from ensdistill.job.exports import exports_of
+from ensdistill.job.method_config import digest_of_loss
 from ensdistill.job.planned import plan_of, write_plan
 from ensdistill.job.search_config import found_student
 from ensdistill.job.shrinking import shrunk_student
 from ensdistill.job.student_config import WATCHING, StudentConfig
-from ensdistill.loss.settings import digest_parts
 from ensdistill.student.automatic import with_numbers
 from ensdistill.student.trainer import Trained
 from ensdistill.teachers.auto import Plan
@@ -257,7 +257,7 @@ class RunFolder:
                 *student.trained_by,
             ]
         else:
-            choices = [*digest_parts(student.loss or distill.loss), distill.mixed_precision]
+            choices = [*digest_of_loss(student, distill), distill.mixed_precision]
             own = [
                 *_described(student, student.optimization),
                 *preprocess_setting(student, split),

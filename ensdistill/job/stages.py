@@ -24,6 +24,7 @@ from ensdistill.job.check import copies_of
 from ensdistill.job.config import CacheConfig, DistillConfig, TeachersConfig
 from ensdistill.job.direct import train_baselines
 from ensdistill.job.estimators import distill_estimator, train_estimator_baselines
+from ensdistill.job.method_config import loss_of, loss_of_member
 from ensdistill.job.predictions import INTERVAL, HeldOut
 from ensdistill.job.prepared import prepare_student
 from ensdistill.job.run_folder import RunFolder, Unit, finish, keep
@@ -280,7 +281,7 @@ def distill(
     for kind, (targets, member) in kinds.items():
         trainer = student.trainer(
             student.optimization,
-            student.loss or settings.loss,
+            (loss_of if member is None else loss_of_member)(student, settings),
             mixed_precision=settings.mixed_precision,
             ema=student.ema,
             **student.watched(figures := Figures()),

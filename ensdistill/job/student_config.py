@@ -19,6 +19,7 @@ from ensdistill.common.optimizers import StudentOptimization, as_student
 from ensdistill.common.scalars import plain_fields
 from ensdistill.common.tasks import Task
 from ensdistill.data.preprocess import as_setting
+from ensdistill.job.method_config import MethodSetting, check_described
 from ensdistill.job.rows_config import StudentRows
 from ensdistill.job.search_config import SearchedStudent
 from ensdistill.loss.settings import DEFAULTS, LossSettings
@@ -130,6 +131,8 @@ class StudentConfig(SearchedStudent):
     shrink : Shrink, optional
         In place of a model: a member's network, smaller. Its preprocess and its variance are the member's.
         Its baselines begin with the same weights, so *direct* is the member shrunk and trained on labels.
+    method : str or dict, optional
+        This student's own method, in place of ``loss`` and of ``distill.method``.
     """
 
     model: Callable[[], nn.Module] | None = None
@@ -150,9 +153,11 @@ class StudentConfig(SearchedStudent):
     rows: StudentRows | None = None
     variance: bool = False
     shrink: Shrink | None = None
+    method: MethodSetting | None = None
 
     def __post_init__(self) -> None:
         plain_fields(self)
+        check_described(self.method, self.loss)
         object.__setattr__(self, "optimization", as_student(self.optimization))
         if self.direct is not None:
             object.__setattr__(self, "direct", as_student(self.direct))
@@ -216,7 +221,7 @@ class StudentConfig(SearchedStudent):
         check_validation(self.held_out)
         self.tree_student()
         plain = StudentConfig(nn.Identity)
-        own = ("model", "estimator", "description", "preprocess", "validation", "loss", "rows")
+        own = ("model", "estimator", "description", "preprocess", "validation", "loss", "rows", "method")
         for name in (f.name for f in fields(self) if f.name not in own):
             if getattr(self, name) != getattr(plain, name):
                 raise ValueError(

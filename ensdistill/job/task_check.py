@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ensdistill.common.tasks import Task
 from ensdistill.job.config import Config
+from ensdistill.job.method_config import check_members_and_task
 from ensdistill.loss.regression import RegressionSettings
 from ensdistill.teachers.recipes import TorchMembers
 
@@ -23,6 +24,8 @@ def check_task(config: Config) -> None:
                 f"data: expected labels of one task; those of seed 0 are of {task}, of seed {seed} of {other}"
             )
     _check_variances(config, task)
+    members = sum(len(recipe.names()) for recipe in config.teachers.recipes)
+    check_members_and_task(config.distill, members, task)
     for name, student in config.distill.students.items():
         if student.estimator is not None:
             try:

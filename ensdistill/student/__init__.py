@@ -9,8 +9,9 @@ _HOMES = {
     "automatic": ("Automatic",),
     "batches": ("Batch",),
     "callbacks": ("Callback", "TrainingState"),
+    "generations": ("born_again",),
     "live": ("LiveView",),
-    "methods": ("HardLabels", "MomentTargets", "SoftLabels", "SoftTargets", "StudentLoss"),
+    "methods": ("HardLabels", "MomentTargets", "SoftLabels", "SoftTargets", "Start", "StudentLoss"),
     "online": ("OnlineTeachers",),
     "sources": ("RowTargets", "TargetSource"),
     "together": ("distill_many",),
@@ -32,6 +33,7 @@ __all__ = [
     "RowTargets",
     "SoftLabels",
     "SoftTargets",
+    "Start",
     "StudentLoss",
     "StudentTrainer",
     "TargetSource",
@@ -39,6 +41,7 @@ __all__ = [
     "TrainingState",
     "TreeStudent",
     "Validation",
+    "born_again",
     "distill_many",
 ]
 
@@ -47,8 +50,16 @@ if TYPE_CHECKING:
     from ensdistill.student.automatic import Automatic
     from ensdistill.student.batches import Batch
     from ensdistill.student.callbacks import Callback, TrainingState
+    from ensdistill.student.generations import born_again
     from ensdistill.student.live import LiveView
-    from ensdistill.student.methods import HardLabels, MomentTargets, SoftLabels, SoftTargets, StudentLoss
+    from ensdistill.student.methods import (
+        HardLabels,
+        MomentTargets,
+        SoftLabels,
+        SoftTargets,
+        Start,
+        StudentLoss,
+    )
     from ensdistill.student.online import OnlineTeachers
     from ensdistill.student.sources import RowTargets, TargetSource
     from ensdistill.student.together import distill_many

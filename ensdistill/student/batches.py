@@ -3,14 +3,14 @@ time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ensdistill.common.processes import Processes
 from ensdistill.common.random import BatchOrder, GroupedOrder, derive_seed, random_generator
@@ -62,6 +62,10 @@ class Batch:
         with one process and whole batches.
     weights : Tensor [B], float32, or None
         The rows' weights, divided by the mean over all rows of the training; None where they have none.
+    features : mapping of str to Tensor
+        The outputs of the student's layers that the method names in ``layers``, with gradients, in float32.
+    own : Module or None
+        The method's own module, which trains along.
     """
 
     inputs: Inputs
@@ -71,6 +75,8 @@ class Batch:
     step: int
     label_factor: float | None
     weights: Tensor | None = None
+    features: Mapping[str, Tensor] = field(default_factory=dict)
+    own: nn.Module | None = None
 
 
 class Batches(AbstractContextManager["Batches"]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from ensdistill.common.tasks import Task
 from ensdistill.data import Rows
 from ensdistill.data.preprocess.base import Preprocess
 from ensdistill.student.inputs import Inputs, Preparation, takes_ids
+from ensdistill.student.methods import name_of
 from ensdistill.student.units import widths
 from ensdistill.student.weights import Weights, load_weights
 from ensdistill.teachers.base import BaseEnsemble
@@ -119,6 +120,20 @@ def check_compiled(compiled: Any) -> bool | str:
     if not isinstance(compiled, (bool, str)) or compiled == "":
         raise TypeError(f"compile: expected True, False, or the name of a backend; got {compiled!r}")
     return compiled
+
+
+def check_method(trainer: Any, loss: Any, own: nn.Module | None, layers: Sequence[str]) -> None:
+    """Raise ValueError for a trainer's settings that a method's own module, or the layers that it reads, do
+    not go with."""
+    if own is None and not layers:
+        return
+    reason = "reads the student's layers" if layers else "has a module that trains along"
+    for name in ("compile", "shard"):
+        if (value := getattr(trainer, name)) not in (False, None):
+            raise ValueError(
+                f"{name}: expected False for the method {name_of(loss)}, which {reason}; got {value!r}: "
+                "leave it out, or choose another method"
+            )
 
 
 def _refused(model: nn.Module, first: Inputs, error: Exception) -> ValueError:

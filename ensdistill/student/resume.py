@@ -24,6 +24,7 @@ from ensdistill.common.source import source_digest
 from ensdistill.data.samples import as_samples
 from ensdistill.student.averaging import state_of
 from ensdistill.student.checkpoint_files import CheckpointFiles
+from ensdistill.student.companion import student_of
 from ensdistill.student.curve import Curve
 from ensdistill.student.engine import Engine
 from ensdistill.student.methods import MomentTargets, SoftTargets, StudentLoss, name_of
@@ -147,7 +148,7 @@ class Checkpoint:
         group = self.engine.group
         tensors: dict[str, Tensor] = {}
         # In the model's order, the same in all processes: they gather one tensor after the other together.
-        for name in [n for n in self.engine.model.state_dict() if n in self.selection.best]:
+        for name in [n for n in student_of(self.engine.model).state_dict() if n in self.selection.best]:
             whole = gathered(self.selection.best[name])  # by all processes
             tensors |= {name: whole.cpu()} if group.rank == 0 else {}
         if group.rank != 0:
@@ -188,7 +189,7 @@ def training_fingerprint(
         return ""
     # The targets' own fingerprint includes the code and the settings of their versions.
     augment = training.augment
-    code = [source_digest(type(model)), None if augment is None else source_digest(type(augment))]
+    code = [source_digest(type(student_of(model))), None if augment is None else source_digest(type(augment))]
     about = [*_method_and_targets(training), training.checkpoint is not None]
     settings = [trainer.optimization, trainer.mixed_precision, trainer.impl, trainer.sync_batch_norm, about]
     watch = None if training.watch is None else as_samples(training.watch, "watch")
@@ -238,7 +239,7 @@ def describe_training(
     targets, validation, augment = training.targets, training.validation, training.augment
     watch = None if training.watch is None else as_samples(training.watch, "watch")
     parts = {
-        "student": {"layers": digest(repr(model)), "code": source_digest(type(model))},
+        "student": {"layers": digest(repr(model)), "code": source_digest(type(student_of(model)))},
         "first weights": state_of(model),
         "rows": training.rows.__fingerprint__(),
         "targets": None if targets is None else _named_targets(targets),

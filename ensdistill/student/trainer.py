@@ -6,7 +6,7 @@ alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import fields
 from functools import partial
@@ -40,8 +40,8 @@ from ensdistill.student.methods import (
     StudentLoss,
     check_takes_mixture,
     code_and_values,
-    given_loss,
     loss_by_task,
+    method_or_loss,
     name_of,
 )
 from ensdistill.student.module_patterns import check_patterns
@@ -84,6 +84,9 @@ class StudentTrainer:
         divergences. Regression students have the squared error of the ensemble's mean, or ``"huber"``, and
         with 2 D outputs, means and log variances, the divergence of Gaussians; see
         :class:`~ensdistill.loss.regression.RegressionSettings`.
+    method : str or mapping, optional
+        In place of ``loss``: the name of a method (``"dkd"``), or several with weights or settings
+        (``{"kd": {"temperature": 4.0}, "dist": 0.5}``); see ``docs/methods.md``.
     mixed_precision : {"no", "bf16", "fp16"}
         The precision of the forward pass; the loss takes float32 outputs with each of them. fp16 needs a GPU.
     cpu : bool
@@ -147,6 +150,7 @@ class StudentTrainer:
         optimization: Optimization | None = None,
         loss: LossSettings | RegressionSettings | StudentLoss | Callable[..., Tensor] | str | None = None,
         *,
+        method: str | Mapping[str, Any] | None = None,
         mixed_precision: Precision = "no",
         cpu: bool = True,
         impl: Impl = "fused",
@@ -160,7 +164,7 @@ class StudentTrainer:
         divide_rows: bool = False,
         **keywords: Unpack[LossKeywords],
     ) -> None:
-        self.loss: LossSettings | RegressionSettings | StudentLoss = given_loss(loss, dict(keywords))
+        self.loss = method_or_loss(method, loss, dict(keywords))
         for name, value, allowed in (
             ("mixed_precision", mixed_precision, get_args(Precision)),
             ("impl", impl, get_args(Impl)),
@@ -287,7 +291,8 @@ class StudentTrainer:
             machines = machines_of(group)
             with group.together():
                 check_rows(rows)
-                loss, task = loss_by_task(self.loss, cache, member, self.impl), task_of(cache)
+                loss = loss_by_task(self.loss, cache, member, self.impl).for_source(cache)
+                task = task_of(cache)
                 check_in_cache(cache, rows)
                 rows, judged = split_rows(validation, rows, cache, seed)
                 division = divide(cache, rows, machines, group.rank) if self.divide_rows else None
@@ -299,9 +304,10 @@ class StudentTrainer:
                 check_takes_mixture(loss, name_of(loss), cache)
                 held = hold_out(judged, count, cache, augment, division, task=task, units=units)
                 training = Training(
-                    factory=factory,
+                    factory=loss.network(factory),
                     rows=rows,
                     classes=count,
+                    members=len(cache.names),
                     task=task,
                     units=units,
                     loss=loss,

@@ -26,14 +26,15 @@ from ensdistill.student.batch_statistics import share_buffers, synchronised_norm
 from ensdistill.student.batches import BLOCK, Batches
 from ensdistill.student.callbacks import Hooks, TrainingState
 from ensdistill.student.checkpoint_files import CheckpointFiles
+from ensdistill.student.companion import WithCompanion, check_layers, features_of, student_of
 from ensdistill.student.cost import StepCost
 from ensdistill.student.curve import Curve
 from ensdistill.student.divergence import diverged
 from ensdistill.student.engine import Engine, clip_norm_of, device_type, start_engine
-from ensdistill.student.inputs import Preparation, call, takes_ids
+from ensdistill.student.inputs import Inputs, Preparation, call, takes_ids
 from ensdistill.student.machines import Division
-from ensdistill.student.methods import StudentLoss
-from ensdistill.student.preconditions import build_student
+from ensdistill.student.methods import Start, StudentLoss, changes_network
+from ensdistill.student.preconditions import build_student, check_method
 from ensdistill.student.recompute import recomputed
 from ensdistill.student.resume import Checkpoint, describe_training, training_fingerprint
 from ensdistill.student.selection import Choice, Evaluation, Selection
@@ -84,6 +85,8 @@ class Trained:
     task : {"classification", "multilabel", "regression"}
     units : Units or None
         Of a regression.
+    network : callable or None
+        How the method changed the student's factory; None where it did not.
     """
 
     module: nn.Module
@@ -98,6 +101,7 @@ class Trained:
     automatic: Automatic | None = None
     task: Task = "classification"
     units: Units | None = None
+    network: Callable[[Any], Any] | None = None
 
     def record(self) -> dict[str, Any]:
         """The choice of weights and all evaluations, as plain data."""
@@ -128,6 +132,8 @@ class Trained:
         network = self.module if self.units is None else self.module.model
         if isinstance(network, Compact):  # which is served in another form than it was trained in
             factory = network.made_by(factory)
+        if self.network is not None and factory is not None:
+            factory = self.network(factory)
         if self.units is not None:
             outputs = self.watched.shape[2]
             output = "mean" if outputs == len(self.units.location) else "mean_and_variance"
@@ -144,7 +150,8 @@ class Training:
 
     ``targets`` is None for a training on labels alone. ``augment`` changes inputs at random; the versions of
     ``targets`` are their own. ``classes`` is the number of classes, labels or numbers; the labels of ``rows``
-    have the task's form.
+    have the task's form. ``factory`` is the one that the method made of the caller's; ``members`` is the
+    number of the targets' members.
     """
 
     factory: Callable[[], nn.Module]
@@ -165,22 +172,31 @@ class Training:
     division: Division | None = None
     task: Task = "classification"
     units: Units | None = None
+    members: int = 1
 
     def build(self) -> tuple[nn.Module, int]:
         """A new student, and its number of outputs for each row."""
         model = build_student(self.factory, self.rows, self.classes, self.preprocess, self.weights, self.task)
         return model, self.classes if self.task != "regression" else self._outputs(model)
 
+    def companion(self, model: nn.Module) -> nn.Module | None:
+        """The method's own module beside a new student."""
+        start = Start(model, self.factory, self._first(model), self.members, self.classes)
+        return self.loss.companion(start)
+
+    def _first(self, model: nn.Module) -> Inputs:
+        return Preparation(self.preprocess, takes_ids(model))(self.rows.inputs[:2])
+
     def _outputs(self, model: nn.Module) -> int:
-        first = Preparation(self.preprocess, takes_ids(model))(self.rows.inputs[:2])
         with torch.no_grad():
-            return int(call(model, first).shape[1])
+            return int(call(model, self._first(model)).shape[1])
 
     def finished(self, network: nn.Module) -> nn.Module:
-        """The trained network as the module that predicts: as it is served, and of a regression in the data's
-        units."""
-        network = network.finished() if isinstance(network, Rounding) else network
-        return network.eval() if self.units is None else self.units.restored(network)
+        """The trained network as the module that predicts: without a companion, as it is served, and of a
+        regression in the data's units."""
+        student = student_of(network)
+        student = student.finished() if isinstance(student, Rounding) else student
+        return student.eval() if self.units is None else self.units.restored(student)
 
 
 def train(trainer: StudentTrainer, training: Training, automatic: Automatic | None = None) -> Trained:
@@ -200,8 +216,13 @@ def train(trainer: StudentTrainer, training: Training, automatic: Automatic | No
         with group.together():
             model, outputs = training.build()
             variances = outputs != training.classes
+            companion, layers = training.companion(model), tuple(training.loss.layers)
+            check_method(trainer, training.loss, companion, layers)
+            check_layers(model, layers)
             if trainer.shard is not None:
                 check_shardable(model, trainer.shard)
+            if companion is not None:
+                model = WithCompanion(model, companion)
         fingerprint = training_fingerprint(trainer, training, model, group, automatic)
         about = {} if training.checkpoint is None else describe_training(trainer, training, model, automatic)
         settings = student_settings(trainer.optimization)
@@ -250,7 +271,8 @@ def train(trainer: StudentTrainer, training: Training, automatic: Automatic | No
         norms = synchronised_norms(model, group, trainer.sync_batch_norm, size)
         hooks = start_hooks(trainer, training, engine, step, automatic)
         ended = bool(selection.exhausted)
-        with batches, norms, recomputed(model, trainer.recompute_modules), hooks:
+        kept, read = recomputed(model, trainer.recompute_modules), features_of(student_of(model), layers)
+        with batches, norms, kept, hooks, read as features:
             hooks.start()
             while step < steps and not ended:
                 # A block of steps. Every process draws the same batches and takes its share of their rows;
@@ -258,6 +280,7 @@ def train(trainer: StudentTrainer, training: Training, automatic: Automatic | No
                 set_seed(kind, "student dropout", seed, step // BLOCK, group.rank)
                 losses: list[Tensor] = []
                 for batch in batches.block(step, group, engine.device):
+                    batch.features, batch.own = features, companion
                     loss = add_gradients(trainer, engine, batch, training.loss, settings.accumulate)
                     if engine.step():
                         scheduler.step()
@@ -310,6 +333,7 @@ def train(trainer: StudentTrainer, training: Training, automatic: Automatic | No
         automatic,
         training.task,
         training.units,
+        training.loss.network if changes_network(training.loss) else None,
     )
 
 
@@ -327,7 +351,7 @@ def start_hooks(
 ) -> Hooks:
     """The callbacks and the record of a training that has done ``step`` steps; process 0 keeps the record."""
     group, steps = engine.group, trainer.optimization.steps
-    state = TrainingState(engine.model, engine.optimizer, step, steps, group.rank)
+    state = TrainingState(student_of(engine.model), engine.optimizer, step, steps, group.rank)
     folder = None if training.checkpoint is None else training.checkpoint.folder
     mine = group.rank == 0
     settings = trainer.plain_settings() | ({} if automatic is None else {"automatic": str(automatic)})

@@ -332,3 +332,20 @@ def test_the_documented_methods_run(source, tmp_path, monkeypatch):
 def test_a_smoothing_out_of_range(smoothing):
     with pytest.raises(ValueError, match=r"^smoothing: expected a number of at least 0 and below 1; got "):
         HardLabels(smoothing)
+
+
+def test_the_documented_method_with_a_parameter_learns_it(cache):
+    names = {}
+    (source,) = re.findall(r"^```python\n(import torch\n.*?)^```$", METHODS, re.MULTILINE | re.DOTALL)
+    exec(compile(source, str(DOCS), "exec"), names)
+    seen = []
+
+    class Watched(names["LearnedTemperature"]):
+        def __call__(self, outputs, targets, labels, batch):
+            seen.append(batch.own.log_t.item())
+            return super().__call__(outputs, targets, labels, batch)
+
+    trained = StudentTrainer(SHORT, loss=Watched()).distill(STUDENT, ROWS, cache)
+    assert seen[0] == 0
+    assert abs(seen[-1]) > 0.01
+    assert trained.module.state_dict().keys() == STUDENT().state_dict().keys()

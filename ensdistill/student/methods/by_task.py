@@ -8,7 +8,10 @@ from ensdistill.cache import TargetCache
 from ensdistill.common.tasks import task_of
 from ensdistill.loss.regression import RegressionSettings
 from ensdistill.loss.settings import Impl, LossSettings
+from ensdistill.student.methods.method import Method
+from ensdistill.student.methods.mix import Mix
 from ensdistill.student.methods.moment_targets import MomentTargets
+from ensdistill.student.methods.one_member import OneMember
 from ensdistill.student.methods.own import name_of
 from ensdistill.student.methods.protocol import StudentLoss
 from ensdistill.student.methods.soft_labels import SoftLabels
@@ -35,6 +38,8 @@ def loss_by_task(
     if not isinstance(settings, LossSettings | RegressionSettings):
         if member is None:
             return settings
+        if isinstance(settings, Method | Mix):
+            return OneMember.of(settings, cache, member)
         raise ValueError(
             f"member: {member!r}, but {name_of(settings)} receives the targets of all members; select the "
             "member in the loss, or pass LossSettings"

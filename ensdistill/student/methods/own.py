@@ -32,7 +32,7 @@ class PlainLoss(StudentLoss):
         return self.function(outputs, targets, labels, batch)
 
     @property
-    def takes_mixture(self) -> bool:
+    def takes_mixture(self) -> bool:  # type: ignore[override]
         return bool(getattr(self.function, "takes_mixture", False))
 
     def check(self, rows: Rows, classes: int, cache: TargetCache | TargetSource | None) -> None:
@@ -104,9 +104,8 @@ def as_student_loss(loss: Any) -> StudentLoss:
         if trained:
             raise ValueError(
                 f"loss: {type(loss).__name__} has parameters ({trained[0]}), which would not be trained: "
-                "the optimiser holds the "
-                "student's parameters only; make them parameters of the student, or call "
-                "requires_grad_(False)"
+                "the optimiser holds the student's parameters only; let the loss's method companion() make "
+                "them, make them parameters of the student, or call requires_grad_(False)"
             )
     return loss if isinstance(loss, StudentLoss) else PlainLoss(loss)
 
@@ -124,6 +123,11 @@ def _check_signature(loss: Callable[..., Any]) -> None:
         raise TypeError(
             f"loss: expected {name} to take (outputs, targets, labels, batch); got {name}{signature}: {error}"
         ) from None
+
+
+def changes_network(loss: StudentLoss) -> bool:
+    """Whether a loss has a student of its own made from the caller's factory."""
+    return type(loss).network is not StudentLoss.network
 
 
 def name_of(loss: Any) -> str:

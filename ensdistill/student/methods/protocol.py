@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ensdistill.cache import TargetCache
 from ensdistill.common.source import Used
@@ -12,7 +14,31 @@ from ensdistill.data import Rows
 
 if TYPE_CHECKING:
     from ensdistill.student.batches import Batch
+    from ensdistill.student.inputs import Inputs
     from ensdistill.student.sources import TargetSource
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What a method's own module can be made from, before the first step.
+
+    Parameters
+    ----------
+    student : Module
+        With its first weights, in eval mode, on the CPU.
+    factory : callable
+        Makes another student, with other first weights.
+    inputs : Tensor [2, ...], or dict of str to Tensor
+        The student's inputs of two rows.
+    members, classes : int
+        K and C of the targets.
+    """
+
+    student: nn.Module
+    factory: Callable[[], nn.Module]
+    inputs: Inputs
+    members: int
+    classes: int
 
 
 @runtime_checkable
@@ -27,12 +53,20 @@ class StudentLoss(Protocol):
     temperature, in place of the members' logits. A loss without the attribute ``takes_mixture = True`` is
     refused there.
 
+    A method with more needs than outputs and targets states them: ``layers`` are the names of the student's
+    modules whose outputs ``batch.features`` holds by name; :meth:`companion` makes a module that trains
+    along, which ``batch.own`` holds; :meth:`network` changes the student's factory; :meth:`for_source` reads
+    the source of the targets.
+
     Examples
     --------
     >>> class MeanSquaredError(StudentLoss):
     ...     def __call__(self, outputs, targets, labels, batch):
     ...         return (outputs - targets.to_logits().mean(0)).square().mean()
     """
+
+    takes_mixture: bool = False
+    layers: Sequence[str] = ()
 
     def __call__(self, outputs: Tensor, targets: Any, labels: Tensor, batch: Batch) -> Tensor:
         """The loss of one batch.
@@ -49,8 +83,8 @@ class StudentLoss(Protocol):
             -100 where the label is unknown. Of multi-label rows int8 [B, C], -1 where unknown; of a
             regression float32 [B, D], in standardised units, NaN where unknown.
         batch : Batch
-            The inputs, the uids, the number of the step, and the factor for means over labelled rows under
-            torchrun.
+            The inputs, the uids, the number of the step, the factor for means over labelled rows under
+            torchrun, and the features and the module that the method asked for.
 
         Returns
         -------
@@ -63,6 +97,26 @@ class StudentLoss(Protocol):
     def check(self, rows: Rows, classes: int, cache: TargetCache | TargetSource | None) -> None:
         """Raise ValueError for rows or a cache that this loss cannot be computed from. By default all are
         accepted."""
+
+    def for_source(self, source: TargetCache | TargetSource) -> StudentLoss:
+        """The loss for the targets of one source, or one with what it read there; by default the same."""
+        return self
+
+    def network(self, factory: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+        """The factory of the student that is trained, made from the caller's; by default the same.
+
+        The student has to return logits [N, C]. A result that is a ``functools.partial`` of a module class,
+        with the caller's factory as an argument, can be saved.
+        """
+        return factory
+
+    def companion(self, start: Start) -> nn.Module | None:
+        """A module that trains along with the student and ends with the training; by default none.
+
+        Its parameters are in the student's optimiser, and its state is in the checkpoints. torch's generator
+        is seeded before the call.
+        """
+        return None
 
     def fingerprint(self) -> Any:
         """Data for :func:`ensdistill.common.fingerprint.digest`: a checkpoint of a loss with other data is

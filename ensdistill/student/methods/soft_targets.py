@@ -132,13 +132,8 @@ class SoftTargets(StudentLoss):
             )
 
     def _check_source(self, source: TargetCache | TargetSource) -> None:
-        temperature, made_at = self.settings.temperature, source.temperature
-        name = name_of_source(source)
-        if made_at is not None and made_at != temperature:
-            raise ValueError(
-                f"temperature: {temperature}, but {name} holds the mixture at {made_at} only; set "
-                f"temperature={made_at}, or build the cache again without mixture_at, or with another"
-            )
+        made_at, name = source.temperature, name_of_source(source)
+        check_temperature_of(self.settings.temperature, source)
         check_member(self.member, source)
         combiner = self.settings.combiner
         if made_at is not None and combiner not in (None, source.combiner):
@@ -146,12 +141,22 @@ class SoftTargets(StudentLoss):
                 f"combiner: {combiner!r}, but {name} holds the mixture by {source.combiner!r} only; leave "
                 "the combiner out, or build the cache again without mixture_at"
             )
-        if source.max_temperature is not None and temperature > source.max_temperature:
-            raise ValueError(
-                f"temperature: {temperature}, but {name} holds rows that serve temperatures up to "
-                f"{source.max_temperature:g} only; build it again with max_temperature={temperature}, or "
-                "with codec='fp32'"
-            )
+
+
+def check_temperature_of(temperature: float, source: TargetCache | TargetSource) -> None:
+    """Raise ValueError for a temperature that a source's targets do not serve."""
+    made_at, name = source.temperature, name_of_source(source)
+    if made_at is not None and made_at != temperature:
+        raise ValueError(
+            f"temperature: {temperature}, but {name} holds the mixture at {made_at} only; set "
+            f"temperature={made_at}, or build the cache again without mixture_at, or with another"
+        )
+    if source.max_temperature is not None and temperature > source.max_temperature:
+        raise ValueError(
+            f"temperature: {temperature}, but {name} holds rows that serve temperatures up to "
+            f"{source.max_temperature:g} only; build it again with max_temperature={temperature}, or "
+            "with codec='fp32'"
+        )
 
 
 def weights_of_member(source: TargetCache | TargetSource, member: str) -> Tensor:

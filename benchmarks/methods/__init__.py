@@ -1,0 +1,1 @@
+"""``python -m benchmarks methods``: the distillation methods against each other, one cache for each set."""

@@ -1,0 +1,116 @@
+"""The methods of a job's students, and their checks against the other settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ensdistill.common.fingerprint import digest
+from ensdistill.common.tasks import Task
+from ensdistill.loss.settings import DEFAULTS, LossSettings, digest_parts
+from ensdistill.student.methods import StudentLoss, build, temperatures_of
+
+if TYPE_CHECKING:
+    from ensdistill.job.config import CacheConfig, DistillConfig
+    from ensdistill.job.student_config import StudentConfig
+
+MethodSetting = str | dict[str, Any]
+"""A method's name, or names with weights or settings; see :func:`ensdistill.student.methods.build`."""
+
+
+def check_described(method: Any, loss: LossSettings | None, where: str = "") -> None:
+    """Raise ValueError for a method that cannot be built, or one beside settings of the loss."""
+    if method is None:
+        return
+    if not isinstance(method, str | Mapping):
+        raise ValueError(
+            f"{where}method: expected a method's name, or names with weights or settings; got {method!r}"
+        )
+    if loss not in (None, DEFAULTS):
+        raise ValueError(
+            f"{where}method: expected none beside {where}loss, the settings of kd; got {method!r}: give kd "
+            "its settings there, as method: {kd: {temperature: 2.0}}"
+        )
+    try:
+        build(method)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}{error}") from error
+
+
+def loss_of(student: StudentConfig, distill: DistillConfig) -> LossSettings | StudentLoss:
+    """What a student is trained by: its own method or loss, or else those of all students."""
+    if student.method is not None:
+        return build(student.method)
+    if student.loss is not None:
+        return student.loss
+    return distill.loss if distill.method is None else build(distill.method)
+
+
+def loss_of_member(student: StudentConfig, distill: DistillConfig) -> LossSettings | StudentLoss:
+    """What it is trained by from one member: the same, but kd where the method needs several."""
+    own = loss_of(student, distill)
+    return DEFAULTS if getattr(own, "least_members", 1) > 1 else own
+
+
+def temperatures(student: StudentConfig, distill: DistillConfig) -> tuple[float, ...]:
+    """The temperatures at which a student reads the targets."""
+    own = loss_of(student, distill)
+    return (own.temperature,) if isinstance(own, LossSettings) else tuple(temperatures_of(own))
+
+
+def digest_of_loss(student: StudentConfig, distill: DistillConfig) -> list[Any]:
+    """The loss as data for a digest; of loss settings as before methods existed."""
+    own = loss_of(student, distill)
+    return digest_parts(own) if isinstance(own, LossSettings) else ["method", digest(own.fingerprint())]
+
+
+def check_methods(distill: DistillConfig, cache: CacheConfig) -> None:
+    """Raise ValueError for a method that an estimator cannot learn by, or that the cache does not serve."""
+    for name, student in distill.students.items():
+        own = loss_of(student, distill)
+        if isinstance(own, LossSettings):
+            continue
+        where = "distill.method" if student.method is None else f"distill.students.{name}.method"
+        if student.estimator is not None or student.searched:
+            kind = "an estimator" if student.estimator is not None else "searched for"
+            raise ValueError(
+                f"{where}: expected none for distill.students.{name}, which is {kind} and learns by kd; set "
+                "the method of the other students under their own names"
+            )
+        made_at = cache.mixture_at
+        if made_at is None:
+            continue
+        if not own.takes_mixture:
+            raise ValueError(
+                f"cache.mixture_at: expected none with {where}, which needs the members; got {made_at}: "
+                "leave mixture_at out, or choose kd"
+            )
+        if other := [t for t in temperatures_of(own) if t != made_at]:
+            raise ValueError(
+                f"cache.mixture_at: expected the temperature of {where}, {other[0]:g}, because a mixture at "
+                f"one temperature serves no other; got {made_at:g}: leave mixture_at out"
+            )
+
+
+def check_members_and_task(distill: DistillConfig, members: int, task: Task) -> None:
+    """Raise ValueError for a method of another task, or one that needs more members.
+
+    Parameters
+    ----------
+    distill : DistillConfig
+    members : int
+        The number that the settings name; 0 where they are yet to be planned.
+    task : str
+    """
+    for name, student in distill.students.items():
+        own = loss_of(student, distill)
+        if isinstance(own, LossSettings):
+            continue
+        where = "distill.method" if student.method is None else f"distill.students.{name}.method"
+        if task != "classification":
+            raise ValueError(f"{where}: expected none for the task {task}, which has distill.loss alone")
+        if 0 < members < (least := getattr(own, "least_members", 1)):
+            raise ValueError(
+                f"{where}: expected at least {least} members, whose differences it keeps; teachers.members "
+                f"has {members}: add members, or choose kd"
+            )

@@ -1,0 +1,133 @@
+"""Hints from the layers of a teacher that is here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ensdistill.cache import TargetCache
+from ensdistill.common.fingerprint import digest
+from ensdistill.student.companion import check_layers, feature, features_of
+from ensdistill.student.inputs import Inputs, call
+from ensdistill.student.methods.method import Method
+from ensdistill.student.methods.protocol import Start, StudentLoss
+from ensdistill.student.methods.teachers import mean_of
+
+if TYPE_CHECKING:
+    from ensdistill.student.batches import Batch
+    from ensdistill.student.sources import TargetSource
+
+
+@dataclass(frozen=True, eq=False)
+class Hints(Method):
+    """Half the squared distance of a teacher's layer from a layer of the student, through a regressor.
+
+    The regressor, a linear layer (1 × 1 for feature maps), trains along and ends with the training. The mean
+    over all numbers of a layer takes the place of the paper's sum, so that the layer's size does not count.
+    Outputs have no part: mix it with another method, ``{kd: 1, hints: {weight: 0.1, ...}}``.
+
+    Parameters
+    ----------
+    student_layer, teacher_layer : str
+        Names of modules, as ``named_modules()`` has them.
+    teacher : Module, optional
+        It takes the student's inputs. By default the member ``member`` of online teachers.
+    member : str, optional
+        The name of a member of :class:`~ensdistill.student.OnlineTeachers`; by default the first.
+
+    References
+    ----------
+    Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015.
+
+    Examples
+    --------
+    >>> Hints("1", "3", teacher=nn.Sequential(nn.Flatten(), nn.Linear(4, 8))).layers
+    ('1',)
+    """
+
+    student_layer: str
+    teacher_layer: str
+    teacher: nn.Module | None = field(default=None, repr=False)
+    member: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("student_layer", "teacher_layer"):
+            if not isinstance(value := getattr(self, name), str) or not value:
+                raise ValueError(f"{name}: expected the name of a module; got {value!r}")
+        if self.teacher is not None and not isinstance(self.teacher, nn.Module):
+            raise TypeError(f"teacher: expected a torch.nn.Module; got {type(self.teacher).__name__}")
+
+    @property
+    def layers(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (self.student_layer,)
+
+    def for_source(self, source: TargetCache | TargetSource) -> StudentLoss:
+        if self.teacher is not None:
+            return self
+        ensemble = getattr(source, "ensemble", None)
+        if ensemble is None:
+            raise ValueError(
+                f"teacher: expected a module, because {type(source).__name__} has no members to compute "
+                "hints; pass Hints(..., teacher=module), or train with OnlineTeachers(ensemble)"
+            )
+        names = list(ensemble.names)
+        if self.member is not None and self.member not in names:
+            raise ValueError(f"member: expected one of {', '.join(names)}; got {self.member!r}")
+        found = ensemble.members[names.index(self.member or names[0])]
+        module = getattr(found, "module", None)
+        if not isinstance(module, nn.Module):
+            raise ValueError(
+                f"member: expected a torch module that takes the student's inputs; {found.name} is a "
+                f"{type(found).__name__}: name another member, or pass Hints(..., teacher=module)"
+            )
+        return replace(self, teacher=module)
+
+    def companion(self, start: Start) -> nn.Module:
+        with features_of(start.student, self.layers, always=True) as features, torch.no_grad():
+            call(start.student, start.inputs)
+        student = feature(features, self.student_layer, "student_layer")
+        teacher = self.of_teacher(start.inputs)
+        fits = student.ndim == teacher.ndim and student.shape[2:] == teacher.shape[2:]
+        if not fits or student.ndim not in (2, 3, 4, 5):
+            raise ValueError(
+                "student_layer, teacher_layer: expected outputs of equal shape but for the second dimension, "
+                f"which a regressor fits; got {list(student.shape)} of {self.student_layer!r} and "
+                f"{list(teacher.shape)} of {self.teacher_layer!r}: choose layers of equal sides"
+            )
+        widths = student.shape[1], teacher.shape[1]
+        if student.ndim == 2:
+            return nn.Linear(*widths)
+        kind = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}[student.ndim]
+        return kind(*widths, 1)
+
+    def of_teacher(self, inputs: Inputs) -> Tensor:
+        """The teacher's layer for some inputs, without a gradient."""
+        teacher = self.teacher
+        assert teacher is not None
+        before, first = teacher.training, next(iter(inputs.values())) if isinstance(inputs, dict) else inputs
+        teacher.to(first.device).eval()
+        try:
+            check_layers(teacher, [self.teacher_layer])
+            with features_of(teacher, [self.teacher_layer], always=True) as features, torch.no_grad():
+                call(teacher, inputs)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"teacher: {type(teacher).__name__} does not take the student's inputs ({error}); hints need "
+                "a teacher and a student with the same preprocess"
+            ) from error
+        finally:
+            teacher.train(before)
+        return feature(features, self.teacher_layer, "teacher_layer")
+
+    def __call__(self, outputs: Tensor, targets: Any, labels: Tensor, batch: Batch) -> Tensor:
+        assert batch.own is not None
+        own = batch.own(feature(batch.features, self.student_layer))
+        rows = (own - self.of_teacher(batch.inputs)).square().flatten(1).mean(1) / 2
+        return mean_of(rows, batch.weights)
+
+    def fingerprint(self) -> Any:
+        state = {} if self.teacher is None else dict(self.teacher.state_dict())
+        return ["hints", self.student_layer, self.teacher_layer, self.member, digest(state)]
