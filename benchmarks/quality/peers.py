@@ -109,7 +109,7 @@ def _features(split: Split) -> tuple[Any, Any]:
     """The labelled and the test rows: frames, or of texts the TF-IDF of the commonest words."""
     first = whole(split.labelled.inputs)
     if not isinstance(first, list):
-        x = _frame(first)
+        x = _frame(split.labelled.inputs)
         return x, _frame(split.test.inputs, x)
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -385,7 +385,8 @@ def _frame(samples: Any, like: Any = None) -> Any:
     for name in frame:
         if not pandas.api.types.is_numeric_dtype(frame[name]):
             known = None if like is None else like[name].cat.categories
-            frame[name] = pandas.Categorical(frame[name], categories=known)
+            values = frame[name] if known is None else frame[name].where(frame[name].isin(known))
+            frame[name] = pandas.Categorical(values, categories=known)
     return frame
 
 

@@ -298,6 +298,17 @@ def test_tools_take_the_sets_of_their_tasks():
     assert "packages" not in taken["LightGBM on labels"]
 
 
+def test_other_tools_have_a_tables_strings_as_categories():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"size": np.arange(6.0), "kind": ["x", "y", "x", "y", "z", "x"]})
+    rows = Rows(frame, np.arange(6), np.array([0, 1, 0, 1, 1, 0]))
+    split = Split(rows.take(np.arange(4)), rows.take(np.arange(0)), rows.take(np.arange(4, 6)), ("a", "b"))
+    x, test = peers._features(split)
+    assert x["kind"].tolist() == ["x", "y", "x", "y"]
+    assert test["size"].tolist() == [4, 5]
+    assert test["kind"].isna().tolist() == [True, False]  # the labelled rows have no z
+
+
 @pytest.mark.parametrize("task", ["multilabel", "regression"])
 def test_boosted_trees_and_the_plain_loop_predict_labels_and_numbers(task, monkeypatch):
     random = np.random.default_rng(0)
