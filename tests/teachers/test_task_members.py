@@ -497,5 +497,4 @@ def test_a_preprocess_keeps_the_task(tmp_path):
     np.testing.assert_allclose(member.predict_moments(X).variance[:, 0], deviation**2)
     np.testing.assert_allclose(member.predict_moments(X).mean[:, 0], mean)
     member.save(tmp_path)
-    assert task_of(load_member(tmp_path)) == "regression"
-    assert task_of(as_member((model, Transformer(scaler)))) == "regression"
+    assert task_of(load_member(tmp_path)) == task_of(as_member((model, Transformer(scaler)))) == "regression"
