@@ -220,7 +220,8 @@ def test_a_warning_is_one_line(tmp_path):
     file = write_job(tmp_path, {"cache.codec": "topk-1", "cache.mixture_at": 1.0})
     status, _, err = run("cache", "build", file)
     assert status == 0
-    found = [line for line in err.splitlines() if "✓" not in line]
+    first, *found = [line for line in err.splitlines() if "✓" not in line]
+    assert first == "2 pieces of work to do."
     assert len(found) == 2  # the cache of the ensemble and that of the best member
     for line in found:
         assert line.startswith(f"ensdistill: warning: {tmp_path}")

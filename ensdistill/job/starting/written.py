@@ -48,7 +48,7 @@ def written(settings: dict[str, Any], facts: Sequence[tuple[str, str]], head: Se
             lines += ["", f"# {wide}"]
         lines.append(
             yaml.safe_dump(
-                {name: value}, sort_keys=False, default_flow_style=flow, width=95, allow_unicode=True
+                {name: value}, sort_keys=False, default_flow_style=flow, width=96, allow_unicode=True
             ).rstrip()
         )
     return "\n".join(lines) + "\n"
