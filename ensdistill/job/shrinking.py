@@ -26,6 +26,7 @@ from ensdistill.teachers.members.module import is_plain
 from ensdistill.teachers.recipes import Recipe, SklearnMembers, TorchMembers
 
 WEIGHTS, PREPROCESS = "weights.safetensors", "preprocess"
+HARDLY = 1e-9  # of all weights
 
 
 def shrink_member(
@@ -137,6 +138,8 @@ def check_shrink(name: str, settings: Shrink, recipes: Sequence[Recipe], split: 
             f"distill.students.{name}.shrink.member: expected one of {', '.join(names)}; got "
             f"{settings.member!r}"
         )
+    # Which layers pruning leaves empty depends on trained weights, so new ones lose hardly any.
+    shapes = settings if settings.prune is None else replace(settings, prune=HARDLY)
     tried = [one for one in recipes if settings.member in (None, *one.names())]
     # A member that exists already is looked at when the ensemble has been made of all.
     if all(isinstance(one, SklearnMembers) for one in tried):
@@ -153,7 +156,7 @@ def check_shrink(name: str, settings: Shrink, recipes: Sequence[Recipe], split: 
             if prepared.preprocess is not None:
                 member = Preprocessed(member, prepared.preprocess)
             try:
-                made = shrink(member, settings, split.labelled.inputs[:2])
+                made = shrink(member, shapes, split.labelled.inputs[:2])
                 build_student(
                     made.factory, split.labelled, len(split.classes), made.preprocess, made.weights, task
                 )
