@@ -7,6 +7,7 @@
 #include "buffer.h"
 #include "crc32c.h"
 #include "reader.h"
+#include "sorted_ids.h"
 #include "xxh3.h"
 
 namespace py = pybind11;
@@ -65,6 +66,43 @@ py::array_t<int32_t> unpack_rows(const py::array_t<uint8_t>& packed, py::ssize_t
   return out;
 }
 
+SortedIds sorted_ids(py::ssize_t count, int64_t classes, int width) {
+  require(count >= 1 && classes >= 1 && classes <= INT32_MAX && width >= 0 && width <= 16,
+          "expected at least one id, C below 2^31, codes of 0 to 16 bits");
+  return {static_cast<size_t>(count), classes, width};
+}
+
+// ids: int32 [N, k], in ascending order in each row. codes: int32 [N, k].
+py::array_t<uint8_t> pack_sorted(const py::array_t<int32_t, py::array::c_style>& ids, const py::array_t<int32_t, py::array::c_style>& codes,
+                                 int64_t classes, int width) {
+  require(ids.ndim() == 2 && codes.ndim() == 2 && ids.shape(0) == codes.shape(0) && ids.shape(1) == codes.shape(1),
+          "ids, codes: expected int32 [N, k]");
+  const py::ssize_t n = ids.shape(0), k = ids.shape(1);
+  const SortedIds layout = sorted_ids(k, classes, width);
+  py::array_t<uint8_t> out({n, static_cast<py::ssize_t>(layout.bytes())});
+  std::fill_n(out.mutable_data(), out.size(), uint8_t{0});
+  for (py::ssize_t i = 0; i < n; ++i) {
+    const int32_t* row = ids.data(i, 0);
+    for (py::ssize_t j = 0; j < k; ++j)
+      require(row[j] >= 0 && row[j] < classes && (!j || row[j] >= row[j - 1]), "ids: expected ids of the classes in ascending order");
+    layout.pack(row, codes.data(i, 0), out.mutable_data() + i * static_cast<py::ssize_t>(layout.bytes()));
+  }
+  return out;
+}
+
+// packed: a strided view of records is read in place.
+std::pair<py::array_t<int32_t>, py::array_t<int32_t>> unpack_sorted(const py::array_t<uint8_t>& packed, py::ssize_t k, int64_t classes, int width) {
+  const SortedIds layout = sorted_ids(k, classes, width);
+  require(packed.ndim() == 2 && packed.shape(1) == static_cast<py::ssize_t>(layout.bytes()) && (packed.shape(1) < 2 || packed.strides(1) == 1),
+          "packed: expected as many bytes as the ids and codes take, side by side");
+  py::array_t<int32_t> ids({packed.shape(0), k}), codes({packed.shape(0), k});
+  for (py::ssize_t i = 0; i < packed.shape(0); ++i) {
+    require(layout.unpack(packed.data(i, 0), ids.mutable_data() + i * k, codes.mutable_data() + i * k),
+            "packed: expected ids of the classes in ascending order");
+  }
+  return {ids, codes};
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_shards, m) {
@@ -78,6 +116,11 @@ PYBIND11_MODULE(_shards, m) {
   m.def("row_hashes", &row_hashes, py::arg("rows").noconvert(), py::arg("seed"), "XXH3 (64 bits, seeded) of each row's bytes, uint64 [N].");
   m.def("pack", &pack_rows, py::arg("values"), py::arg("bits"));
   m.def("unpack", &unpack_rows, py::arg("packed"), py::arg("count"), py::arg("bits"));
+  m.def(
+      "sorted_bytes", [](py::ssize_t count, int64_t classes, int width) { return sorted_ids(count, classes, width).bytes(); }, py::arg("count"),
+      py::arg("classes"), py::arg("width"));
+  m.def("pack_sorted", &pack_sorted, py::arg("ids"), py::arg("codes"), py::arg("classes"), py::arg("width"));
+  m.def("unpack_sorted", &unpack_sorted, py::arg("packed"), py::arg("count"), py::arg("classes"), py::arg("width"));
 
   py::class_<Buffer>(m, "Buffer", py::buffer_protocol(), "Recycled memory; its views keep it alive.")
       .def(py::init<size_t>())

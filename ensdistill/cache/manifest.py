@@ -10,10 +10,10 @@ format              ``"ensdistill-target-cache"``
 format_version      3; 4 where there are ``uids``; 5 where a codec is named by class path; 6 where there is a
                     ``task``; or 2, whose caches have no ``floor``. A reader refuses every other
 task                ``multilabel`` or ``regression``; no such field in a cache of classification
-codec               ``uint8``, ``fp16``, ``bf16``, ``fp32``, ``topk-N`` or ``counts-N``, of regression
-                    ``fp32``, ``fp16``, ``affine16`` or ``uint8`` (``codecs/``), or a class path with
-                    its settings: ``my_package.my_codec.MyCodec(bits=4)``
-seed                of the draws of a codec that draws (``counts-N``); else null
+codec               ``uint8``, ``fp16``, ``bf16``, ``fp32``, ``topk-N``, ``topkB-N``, ``counts-N`` or
+                    ``draws-N``, of regression ``fp32``, ``fp16``, ``affine16`` or ``uint8`` (``codecs/``), or
+                    a class path with its settings: ``my_package.my_codec.MyCodec(bits=4)``
+seed                of the draws of a codec that draws (``counts-N``, ``draws-N``); else null
 rows                N
 uids                ``{file, bytes, hash}`` of ``uids.safetensors``, the xxh3_128 of the whole file; no such
                     field where row r has uid r

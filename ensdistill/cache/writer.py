@@ -77,10 +77,11 @@ def cache_targets(
         others (a data set's own) are kept in the cache, whose rows are in the order of these.
     path : path
         A folder; created if it does not exist.
-    codec : {"uint8", "fp16", "bf16", "fp32", "topk-N", "counts-N", "affine16"}, import path or Codec
+    codec : {"uint8", "fp16", "bf16", "fp32", "topk-N", "counts-N", ...}, import path or Codec
         How targets are stored; see ``ensdistill.cache.codecs``. By default ``uint8``, and ``fp32`` of
         regression, which also has ``fp16``, ``affine16`` and ``uint8``. ``topk-N`` and ``counts-N`` hold the
-        mixture only; multi-label members have no ``counts-N``. A codec outside the package is given by its
+        mixture only, ``topk4-N`` to ``topk8-N`` and ``draws-N`` the same in fewer bytes; of multi-label
+        members there is ``topk-N`` alone. A codec outside the package is given by its
         import path (``"my_package.my_codec.MyCodec"``, with settings
         ``"my_package.my_codec.MyCodec(bits=4)"``) or as an instance; see ``docs/extending.md``.
     mixture_at : float, optional
@@ -105,7 +106,7 @@ def cache_targets(
         they coarsen the others; log-odds that far from 0 are stored at that distance. If a row needed that,
         the loss refuses higher temperatures. See ``ensdistill.cache.floors``.
     seed : int
-        Of the augmentation and of the draws of ``counts-N``.
+        Of the augmentation and of the draws of ``counts-N`` and ``draws-N``.
     batch_size : int
         Samples for one call of ``predict_logits``.
     shard_rows : int

@@ -33,7 +33,8 @@ from ensdistill.common.errors import WrongArgument
 EXAMPLE = "runs/digits/seed-0/cache/targets"
 IN_ORDER = "in-order"
 CODECS = (
-    "uint8, fp16, bf16, fp32, topk-N, counts-N (of regression fp32, fp16, affine16, uint8), or the import "
+    "uint8, fp16, bf16, fp32, topk-N, topk4-N to topk8-N, counts-N, draws-N "
+    "(of regression fp32, fp16, affine16, uint8), or the import "
     "path of a codec of your own"
 )
 
@@ -188,7 +189,10 @@ def parsers() -> dict[str, Parser]:
         help="of regression: refuse a row whose error is larger, all conversions added up",
     )
     sub.add_argument(
-        "--seed", type=whole_number, default=0, help="the seed of the draws of counts-N (default: 0)"
+        "--seed",
+        type=whole_number,
+        default=0,
+        help="the seed of the draws of counts-N and draws-N (default: 0)",
     )
 
     sub = command(

@@ -117,13 +117,13 @@ class CacheConfig:
     ----------
     transfer : TransferSet
         The inputs that the student learns from: labelled rows, the pool, and synthetic rows made from both.
-    codec : {"uint8", "fp16", "bf16", "fp32", "topk-N", "counts-N", "affine16"} or an import path, optional
+    codec : {"uint8", "fp16", "bf16", "fp32", "topk-N", "counts-N", ...} or import path, optional
         How a target is stored. "uint8", "fp16", "bf16" and "fp32" hold the logits of every member, in 8, 16,
         16 and 32 bits for each class or label. By default "uint8"; of a regression "fp32", beside which it
         has "fp16", "affine16" and "uint8", for standardised means and variances. "topk-N", for example
         "topk-8", holds the mixture's N likeliest classes and the exact mass of the others. "counts-N" holds N
-        classes drawn from the mixture, at most 255.
-        These two need ``mixture_at``. An import path, such as my_package.my_codec.MyCodec, names a codec of
+        classes drawn from the mixture, at most 255. "topk4-N", "topk5-N", "topk6-N", "topk8-N" and "draws-N"
+        hold the same in fewer bytes, for large vocabularies. All these need ``mixture_at``. An import path, such as my_package.my_codec.MyCodec, names a codec of
         your own; ``docs/extending.md`` shows one.
     mixture_at : float, optional
         Keep only the mixture, at this temperature, which has to be distill.loss.temperature: by default every

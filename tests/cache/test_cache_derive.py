@@ -277,6 +277,8 @@ def test_against_teachers(tmp_path):
         [("uint8", 2.0)],
         [("topk-3", 2.0)],
         [("topk-10", 0.5)],
+        [("topk4-9", 2.0)],
+        [("draws-50", 1.0)],
         [("fp16", None), ("counts-50", 2.0)],
     ],
 )
@@ -307,7 +309,10 @@ def test_derived_sequences_hold_the_teachers_logits(tmp_path):
         assert cache.verify_against(teachers, rows, share=1.0) == N
 
 
-@pytest.mark.parametrize("codec", ["topk-3", "topk-10", "counts-50", "counts-200", "uint8", "bf16"])
+@pytest.mark.parametrize(
+    "codec",
+    ["topk-3", "topk-10", "topk4-10", "topk8-3", "counts-50", "counts-200", "draws-100", "uint8", "bf16"],
+)
 def test_teachers_that_are_a_little_different_are_found(tmp_path, codec):
     teachers, rows = digits()
     mixture_at = 2.0 if "-" in codec else None

@@ -151,6 +151,7 @@ def check_deaths(compared: Path, folder: Path, count: int, *deaths: str) -> None
                 np.testing.assert_array_equal(student[name], value, err_msg=name)
 
 
+@pytest.mark.slow
 def test_killed_processes_go_on_to_the_same_bits(compared, tmp_path):
     check_deaths(compared, tmp_path / "two", 2, "to be killed:rename")
 

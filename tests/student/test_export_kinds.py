@@ -240,7 +240,11 @@ class Branch(nn.Module):
 @pytest.mark.parametrize(
     ("layer", "words"),
     [
-        (Exponential, r"the layer '1\.1' \(.*Exponential\) \(No ONNX function found for .*linalg_matrix_exp"),
+        pytest.param(
+            Exponential,
+            r"the layer '1\.1' \(.*Exponential\) \(No ONNX function found for .*linalg_matrix_exp",
+            marks=pytest.mark.slow,
+        ),
         (Branch, r"the layer '1\.1' \(.*Branch\) \(Could not guard on data-dependent expression"),
     ],
 )

@@ -201,7 +201,12 @@ train_ensemble(recipes(), split.labelled, split.classes, seed=4, folder=folder, 
 
 
 @pytest.mark.parametrize(
-    ("name", "share"), [("cnn", 0.6), pytest.param("svc", 0.5, marks=pytest.mark.slow), ("trees", 1.0)]
+    ("name", "share"),
+    [
+        ("cnn", 0.6),
+        pytest.param("svc", 0.5, marks=pytest.mark.slow),
+        pytest.param("trees", 1.0, marks=pytest.mark.slow),
+    ],
 )
 def test_killed_and_run_again_ends_with_the_same_bits(digits, trained, tmp_path, name, share):
     jobs = {"cnn": 12, "svc": 6, "trees": 12}[name]  # five folds and the ensemble's own

@@ -271,7 +271,9 @@ def test_a_loss_that_explodes_while_the_ways_are_tried_has_its_own_name_alone(di
     assert not hasattr(caught.value, "__notes__")
 
 
-@pytest.mark.parametrize("way", ["stacked", "one_by_one", "side_by_side"])
+@pytest.mark.parametrize(
+    "way", ["stacked", pytest.param("one_by_one", marks=pytest.mark.slow), "side_by_side"]
+)
 def test_the_memory_of_a_training_is_free_when_its_model_is_done(digits, monkeypatch, way):
     torch.set_num_threads(2 if way == "side_by_side" else 1)
     jobs, alive = weakref.WeakSet(), []

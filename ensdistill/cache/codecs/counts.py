@@ -12,6 +12,7 @@ from ensdistill.cache.codecs.comparison import Comparison, Tolerance
 from ensdistill.cache.codecs.ids import pack_ids, packed_bytes, unpack_ids
 
 if TYPE_CHECKING:
+    from ensdistill.loss.targets import Counts as Target
     from ensdistill.loss.targets import Targets
 
 LARGEST_DRAWS = 255
@@ -46,6 +47,14 @@ class Counts(Codec):
     def encode(self, batch: Batch) -> Encoded:
         import torch
 
+        stored, kl = self.sample(batch)
+        ids = pack_ids(stored.ids.cpu().numpy(), batch.logits.shape[-1])
+        return Encoded({"counts": stored.counts.to(torch.uint8).cpu().numpy(), "ids": ids}, kl)
+
+    def sample(self, batch: Batch) -> tuple[Target, np.ndarray]:
+        """The batch's draws, and the KL [1, N] from the mixture to each row's."""
+        import torch
+
         from ensdistill.loss import encoders
 
         assert batch.seed is not None
@@ -59,17 +68,13 @@ class Counts(Codec):
             combiner=batch.combiner,
             impl=batch.impl,
         )
-        ids = pack_ids(stored.ids.cpu().numpy(), batch.logits.shape[-1])
-        fields = {"counts": stored.counts.to(torch.uint8).cpu().numpy(), "ids": ids}
-        return Encoded(fields, kl[None].cpu().numpy())
+        return stored, kl[None].cpu().numpy()
 
     def decode(self, fields: Fields, classes: int) -> np.ndarray:
-        counts = fields["counts"]
+        ids, counts = self.drawn(fields, classes)
         shares = np.zeros((len(counts), classes), np.float32)
         rows, entries = np.nonzero(counts)
-        shares[rows, self._ids(fields, classes)[rows, entries]] = counts[rows, entries] / np.float32(
-            self.draws
-        )
+        shares[rows, ids[rows, entries]] = counts[rows, entries] / np.float32(self.draws)
         with np.errstate(divide="ignore"):
             return np.log(shares)[:, None]
 
@@ -79,10 +84,12 @@ class Counts(Codec):
         from ensdistill.loss.targets import Counts as Target
 
         assert temperature is not None
-        return Target(tensor(self._ids(fields, classes)), tensor(fields["counts"]), temperature, classes)
+        ids, counts = map(tensor, self.drawn(fields, classes))
+        return Target(ids, counts, temperature, classes)
 
     def columns(self, fields: Fields, classes: int, names: Sequence[str]) -> dict[str, np.ndarray]:
-        return {"ids": self._ids(fields, classes), "counts": fields["counts"]}
+        ids, counts = self.drawn(fields, classes)
+        return {"ids": ids, "counts": counts}
 
     def compare(self, batch: Batch, fields: Fields, stored: Fields, tolerance: Tolerance) -> Comparison:
         """The number of draws that differ.
@@ -101,5 +108,6 @@ class Counts(Codec):
             allowed = np.zeros_like(allowed)  # too many: each record that differs is of other teachers
         return Comparison("draws that turn out otherwise:", moved, allowed)
 
-    def _ids(self, fields: Fields, classes: int) -> np.ndarray:
-        return unpack_ids(fields["ids"], fields["counts"].shape[1], classes)
+    def drawn(self, fields: Fields, classes: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ids int32 [N, S] and counts uint8 [N, S]; an entry without a draw has the count 0."""
+        return unpack_ids(fields["ids"], fields["counts"].shape[1], classes), fields["counts"]

@@ -7,10 +7,13 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from ensdistill.cache.codecs.base import Codec
+from ensdistill.cache.codecs.coded_topk import WIDTHS, CodedTopK
 from ensdistill.cache.codecs.counts import LARGEST_DRAWS, Counts
+from ensdistill.cache.codecs.draws import Draws
 from ensdistill.cache.codecs.floats import BFloat16, Float16, Float32
 from ensdistill.cache.codecs.labels import LabelBFloat16, LabelFloat16, LabelFloat32, LabelTopK, LabelUint8
 from ensdistill.cache.codecs.names import class_path, parsed_name
@@ -29,7 +32,9 @@ BUILT_IN: dict[Task, dict[str, Callable[..., Codec]]] = {
         "bf16": BFloat16,
         "fp32": Float32,
         "topk-N": TopK,
+        **{f"topk{bits}-N": partial(CodedTopK, bits=bits) for bits in WIDTHS},
         "counts-N": Counts,
+        "draws-N": Draws,
     },
     "multilabel": {
         "uint8": LabelUint8,
@@ -45,7 +50,7 @@ BUILT_IN: dict[Task, dict[str, Callable[..., Codec]]] = {
         "uint8": NumberUint8,
     },
 }
-_OWN = {kind for kinds in BUILT_IN.values() for kind in kinds.values()}
+_OWN = {kind for kinds in BUILT_IN.values() for kind in kinds.values() if inspect.isclass(kind)} | {CodedTopK}
 DEFAULT: dict[Task, str] = {"classification": "uint8", "multilabel": "uint8", "regression": "fp32"}
 """The codec of a cache for which none is named."""
 

@@ -68,7 +68,7 @@ class TopK(Codec):
             out = np.repeat(
                 fields["tail_log_mass"][:, None] - np.log(np.float32(max(rest, 1))), classes, axis=1
             )
-        np.put_along_axis(out, self._ids(fields, classes), fields["log_probs"].astype(np.float32), axis=1)
+        np.put_along_axis(out, *self.listed(fields, classes), axis=1)
         return out[:, None]
 
     def target(
@@ -77,27 +77,26 @@ class TopK(Codec):
         from ensdistill.loss.targets import TopK as Target
 
         assert temperature is not None
-        ids = tensor(self._ids(fields, classes))
-        return Target(ids, tensor(fields["log_probs"]), tensor(fields["tail_log_mass"]), temperature, classes)
+        ids, log_probs = map(tensor, self.listed(fields, classes))
+        return Target(ids, log_probs, tensor(fields["tail_log_mass"]), temperature, classes)
 
     def columns(self, fields: Fields, classes: int, names: Sequence[str]) -> dict[str, np.ndarray]:
+        ids, log_probs = self.listed(fields, classes)
         return {
-            "ids": self._ids(fields, classes),
-            "log_probs": fields["log_probs"].astype(np.float32),
+            "ids": ids,
+            "log_probs": log_probs.astype(np.float32),
             "tail_log_mass": fields["tail_log_mass"],
         }
 
     def compare(self, batch: Batch, fields: Fields, stored: Fields, tolerance: Tolerance) -> Comparison:
         """The largest difference of a listed class's log-probability, or of the tail's, which a KL hides."""
         log_p = self._log_probs(batch)
-        then = np.maximum(stored["log_probs"].astype(np.float64), -HALF)
-        ids = self._ids(stored, log_p.shape[-1])
+        ids, entries = self.entries(stored, log_p.shape[-1])
+        then = np.maximum(entries.astype(np.float64), -HALF)
         now, rest = np.take_along_axis(log_p, ids, 1), log_p.copy()
         np.put_along_axis(rest, ids, -np.inf, 1)
         with np.errstate(divide="ignore", invalid="ignore"):
-            listed = np.abs(np.maximum(now, -HALF) - then) - 2.0**-11 * np.abs(
-                then
-            )  # float16 rounds by 2^-11
+            off_listed = np.abs(np.maximum(now, -HALF) - then) - self.rounding(stored, then)
             tail, stored_tail = np.logaddexp.reduce(rest, axis=1), stored["tail_log_mass"]
             off_tail = np.where(tail == stored_tail, 0.0, np.abs(tail - stored_tail)) - 2.0**-22 * np.abs(
                 tail
@@ -105,7 +104,7 @@ class TopK(Codec):
             off_tail[np.isneginf(tail) & np.isneginf(stored_tail)] = 0.0
             # No class that is not listed may be likelier than one that is.
             unlisted = np.where(np.isneginf(rest.max(1)), 0.0, rest.max(1) - now.min(1))
-        distance = np.maximum(np.maximum(listed.max(1), off_tail), unlisted)
+        distance = np.maximum(np.maximum(off_listed.max(1), off_tail), unlisted)
         return Comparison(
             "log-probabilities apart by", np.maximum(distance, 0.0)[:, None], tolerance.moved[:, None]
         )
@@ -114,5 +113,14 @@ class TopK(Codec):
         """Of the batch's mixture, float64 [N, C]."""
         return batch.mixture.numpy()
 
-    def _ids(self, fields: Fields, classes: int) -> np.ndarray:
-        return unpack_ids(fields["ids"], self.k, classes)
+    def listed(self, fields: Fields, classes: int) -> tuple[np.ndarray, np.ndarray]:
+        """The listed classes' ids int32 [N, k] and their log-probabilities [N, k], float16 or float32."""
+        return self.entries(fields, classes)
+
+    def entries(self, fields: Fields, classes: int) -> tuple[np.ndarray, np.ndarray]:
+        """The same as they were rounded, one by one."""
+        return unpack_ids(fields["ids"], self.k, classes), fields["log_probs"]
+
+    def rounding(self, stored: Fields, entries: np.ndarray) -> np.ndarray:
+        """How far storing moves each log-probability at most; float16 rounds by 2^-11 of it."""
+        return 2.0**-11 * np.abs(entries)
