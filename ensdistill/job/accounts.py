@@ -3,39 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 from ensdistill.job.preflight import run_preflight
-from ensdistill.job.run_folder import RunFolder, Unit
+from ensdistill.job.run_folder import RunFolder
 from ensdistill.student.preflight import Lead
-
-
-def _units(run: RunFolder) -> Iterator[Unit]:
-    """All units of the run before the report."""
-    names = list(run.config.distill.students)
-    for seed in range(run.config.seeds):
-        yield Unit("teachers", seed)
-        yield Unit("cache", seed)
-        yield from (Unit("shrink", seed, name) for name in run.config.shrunk)
-        yield from (Unit("search", seed, name) for name in run.config.searched)
-        yield from (Unit(stage, seed, name) for stage in ("direct", "distill") for name in names)
 
 
 def seconds_of(run: RunFolder) -> dict[str, float]:
     """Seconds of work in each stage, over all seeds and students."""
     stages: dict[str, float] = {}
-    for unit in _units(run):
-        stages[unit.stage] = stages.get(unit.stage, 0.0) + run.record(unit)["seconds"]
+    for unit in run.units("report"):
+        stages[unit.name] = stages.get(unit.name, 0.0) + run.record(unit)["seconds"]
     return {stage: round(seconds, 2) for stage, seconds in stages.items()}
 
 
 def stored_bytes(run: RunFolder) -> dict[str, int]:
     """Bytes of the files of each stage, over all seeds and students."""
     stages: dict[str, int] = {}
-    for unit in _units(run):
+    for unit in run.units("report"):
         files = (path for path in run.of(unit).rglob("*") if path.is_file())
-        stages[unit.stage] = stages.get(unit.stage, 0) + sum(path.stat().st_size for path in files)
+        stages[unit.name] = stages.get(unit.name, 0) + sum(path.stat().st_size for path in files)
     return stages
 
 

@@ -52,7 +52,7 @@ def check_job(run: RunFolder) -> None:
     check_task(config)
     check_search(config)
     for seed in range(config.seeds):
-        _check_folds(config, seed)
+        _check_folds(config.trial() if config.searched else config, seed)  # it may have fewer labelled rows
         copies_of(config, seed)
     split = config.split(0)
     models: list[tuple[str, TorchMembers | StudentConfig]] = [

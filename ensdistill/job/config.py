@@ -123,8 +123,8 @@ class CacheConfig:
         has "fp16", "affine16" and "uint8", for standardised means and variances. "topk-N", for example
         "topk-8", holds the mixture's N likeliest classes and the exact mass of the others. "counts-N" holds N
         classes drawn from the mixture, at most 255. "topk4-N", "topk5-N", "topk6-N", "topk8-N" and "draws-N"
-        hold the same in fewer bytes, for large vocabularies. All these need ``mixture_at``. An import path, such as my_package.my_codec.MyCodec, names a codec of
-        your own; ``docs/extending.md`` shows one.
+        hold the same in fewer bytes, for large vocabularies. All these need ``mixture_at``. An import path,
+        such as my_package.my_codec.MyCodec, names a codec of your own; ``docs/extending.md`` shows one.
     mixture_at : float, optional
         Keep only the mixture, at this temperature, which has to be distill.loss.temperature: by default every
         member's logits are kept, which serve every temperature. The best member, which a student is distilled
@@ -397,9 +397,16 @@ class Config(SearchBudget):
                 raise ValueError(f"{where}: {_told(error)}") from error
             if not isinstance(split, Split):
                 raise ValueError(f"{where}: expected an ensdistill.data.Split; got {type(split).__name__}")
-            self._splits[seed] = held_back(split, seed) if self.searched else (split, None)
-        parts: tuple[Split, Rows | None] = self._splits[seed]
-        return parts[0]
+            self._splits[seed] = (split, *(held_back(split, seed) if self.searched else (split, None)))
+        parts: tuple[Split, Split, Rows | None] = self._splits[seed]
+        return parts[0] if self.refit else parts[1]
+
+    def trial(self) -> Config:
+        """The same job without the labelled rows that judge searched students, in a folder of its own: their
+        search is done in it, where ``refit`` is set."""
+        trial = replace(self, refit=False, folder=self.run_folder, name="trial")
+        object.__setattr__(trial, "_splits", self._splits)
+        return trial
 
     @property
     def searched(self) -> list[str]:
@@ -412,10 +419,10 @@ class Config(SearchBudget):
         return [name for name, one in self.distill.students.items() if one.shrink is not None]
 
     def validation(self, seed: int) -> Rows | None:
-        """The labelled rows that judge searched students: in no part of the split."""
+        """The labelled rows that judge searched students: in no part of the trial's split."""
         self.split(seed)
-        parts: tuple[Split, Rows | None] = self._splits[seed]
-        return parts[1]
+        parts: tuple[Split, Split, Rows | None] = self._splits[seed]
+        return parts[2]
 
     @property
     def run_folder(self) -> Path:

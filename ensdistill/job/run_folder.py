@@ -23,7 +23,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -64,20 +64,35 @@ PLAN = "teachers.yaml"
 
 @dataclass(frozen=True)
 class Unit:
-    """One piece of work: a stage of a seed, for ``direct`` and ``distill`` of one student."""
+    """One piece of work: a stage of a seed, for ``direct`` and ``distill`` of one student.
+
+    Parameters
+    ----------
+    stage : str
+    seed : int
+    student : str
+    trial : bool
+        Whether it is of the run's trial, which has no rows that judge searched students.
+    """
 
     stage: str
     seed: int
     student: str = ""
+    trial: bool = False
 
     def __str__(self) -> str:
-        return f"seed {self.seed} · {self.stage}{' ' + self.student if self.student else ''}"
+        return f"seed {self.seed} · {self.name}{' ' + self.student if self.student else ''}"
+
+    @property
+    def name(self) -> str:
+        """The stage, as it is shown."""
+        return f"trial {self.stage}" if self.trial else self.stage
 
     def needs(self) -> list[Unit]:
-        """The units whose results this one reads."""
+        """The units whose results this one reads; of a search, of the run in which it is done."""
         if self.stage in ("cache", "shrink"):
-            return [Unit("teachers", self.seed)]
-        return [Unit("cache", self.seed)] if self.stage in ("distill", "search") else []
+            return [Unit("teachers", self.seed, trial=self.trial)]
+        return [Unit("cache", self.seed, trial=self.trial)] if self.stage in ("distill", "search") else []
 
 
 class RunFolder:
@@ -117,6 +132,8 @@ class RunFolder:
         """Write the plan, if there is one, by which a resumed run goes on."""
         if self.plan is not None:
             write_plan(self.plan, self.config.teachers, self.path / PLAN)
+        if self.config.searched and self.config.refit:
+            self.trial.keep_plan()
 
     def units(self, last: str) -> list[Unit]:
         """The units up to the stage ``last`` (``teachers``, ``cache``, ``preflight``, ``distill`` or
@@ -129,8 +146,10 @@ class RunFolder:
         if last == "cache":
             return teachers + caches
         searches = [Unit("search", seed, student) for seed in seeds for student in self.config.searched]
+        tried = [seed for seed in seeds if searches and self.searching(seed) is not self]
+        trials = [Unit(stage, seed, trial=True) for stage in ("teachers", "cache") for seed in tried]
         if last == "search":
-            return teachers + caches + searches
+            return [*trials, *(one for one in teachers + caches if one.seed not in tried), *searches]
         made = [Unit("shrink", seed, student) for seed in seeds for student in self.config.shrunk]
         both = [
             Unit(stage, seed, student)
@@ -139,10 +158,25 @@ class RunFolder:
             for student in students
             if last != "preflight" or student not in self.config.searched
         ]
-        return teachers + caches + made + ([] if last == "preflight" else searches) + both
+        if last == "preflight":
+            return teachers + caches + made + both
+        return trials + teachers + caches + made + searches + both
+
+    def searching(self, seed: int) -> RunFolder:
+        """The run in whose teachers and cache a seed's students are searched for: its trial, or itself where
+        no labelled rows judge them, or without ``refit``."""
+        apart = self.config.refit and self.config.validation(seed) is not None
+        return self.trial if apart else self
+
+    @cached_property
+    def trial(self) -> RunFolder:
+        """The run of the job's trial, within this one's folder."""
+        return RunFolder(self.config.trial())
 
     def needs(self, unit: Unit) -> list[Unit]:
         """The units whose results a unit reads, the one that makes its student among them."""
+        if unit.stage == "search" and self.searching(unit.seed) is not self:
+            return [Unit("cache", unit.seed, trial=True)]
         return [*unit.needs(), *self.makers(unit)]
 
     def makers(self, unit: Unit) -> list[Unit]:
@@ -175,6 +209,8 @@ class RunFolder:
 
     def of(self, unit: Unit) -> Path:
         """The unit's folder."""
+        if unit.trial:
+            return self.trial.of(replace(unit, trial=False))
         return self.path / f"seed-{unit.seed}" / unit.stage / unit.student
 
     def record(self, unit: Unit) -> dict[str, Any]:
@@ -211,6 +247,8 @@ class RunFolder:
 
     def digest(self, unit: Unit) -> str:
         """Digest of everything that the unit's result depends on, the units before it included."""
+        if unit.trial:
+            return self.trial.digest(replace(unit, trial=False))
         if not all(map(self.is_finished, self.makers(unit))):
             return "the student is found or made first"
         if unit not in self._digests:
@@ -239,7 +277,8 @@ class RunFolder:
         if unit.stage == "search":
             goal = distill.students[unit.student].search_settings(config.search_minutes, config.trials)
             rows = config.validation(unit.seed)
-            made = [describe(goal), len(config.searched), self.digest(unit.needs()[0]), rows, unit.student]
+            source = self.digest(self.needs(unit)[0])
+            made = [describe(goal), len(config.searched), source, rows, unit.student]
             return digest([*common, *made])
         if unit.stage == "shrink":
             settings = distill.students[unit.student].shrink

@@ -145,8 +145,8 @@ def _execute(folder: RunFolder, todo: list[Unit], reload: Callable[[], Config], 
                 if error is not None:
                     raise UnitFailed(unit, *error)
                 display.finished(unit, folder.record(unit)["seconds"])
-                left = [one.stage for one in (*waiting, *running.values())]
-                if unit.stage == "cache" and "cache" not in left:
+                left = [one.name for one in (*waiting, *running.values())]
+                if unit.name == "cache" and "cache" not in left:
                     _forecast(folder, display)
 
 

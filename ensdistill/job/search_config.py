@@ -113,10 +113,15 @@ class SearchBudget:
         *direct*'s.
     trials : int, optional
         So many trials of each searched student and as many of its *direct*, in place of the minutes.
+    refit : bool
+        Where labelled rows judge the searched students, teachers train twice: first without these rows, for
+        the search, and then on all labelled rows, for the students that it found. Otherwise teachers and
+        students never learn from these rows.
     """
 
     minutes: float | None = None
     trials: int | None = None
+    refit: bool = True
 
     @property
     def search_minutes(self) -> float:

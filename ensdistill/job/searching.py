@@ -34,12 +34,13 @@ TRIES = 50  # to remove a journal, a tenth of a second apart
 def search(run: RunFolder, unit: Unit, folder: Path, report: UnitProgress) -> dict[str, Any]:
     """Search for one student on one seed's rows; the record has its ``section`` of YAML.
 
-    The journal in ``folder/journal`` outlives a kill. One of another cache or other settings is begun anew:
+    Teachers and cache are those of the run's trial, which has no rows that judge, where the job has one. The
+    journal in ``folder/journal`` outlives a kill. One of another cache or other settings is begun anew:
     the stage's digest has found it out of date. Other processes join by :func:`assist`.
     """
-    validation, asked = run.config.validation(unit.seed), None
+    validation, asked, source = run.config.validation(unit.seed), None, run.searching(unit.seed)
     if validation is not None:
-        ensemble = Ensemble.load(run.of(Unit("teachers", unit.seed)) / "ensemble", run.trusted)
+        ensemble = Ensemble.load(source.of(Unit("teachers", unit.seed)) / "ensemble", run.trusted)
         asked = predictions(ensemble.for_uids(validation.uids), validation.inputs)
         write_arrays(folder / VALIDATION, as_arrays(asked))
     progress = partial(report, "search")
@@ -48,7 +49,7 @@ def search(run: RunFolder, unit: Unit, folder: Path, report: UnitProgress) -> di
     except OtherSearch:
         _remove(folder / JOURNAL)
         found = _search(run, unit, asked, progress)
-    found = _with_rows(found, choices(run, unit.seed))
+    found = _with_rows(found, choices(source, unit.seed))
     found.save(folder / "result.json")
     (folder / "student.yaml").write_text(found.yaml(unit.student), encoding="utf-8")
     point = found.chosen or found.nearest
@@ -84,10 +85,10 @@ def assist(run: RunFolder, unit: Unit) -> None:
 
 def _search(run: RunFolder, unit: Unit, asked: Any, progress: Any, write: bool = True) -> SearchResult:
     config, seed, folder = run.config, unit.seed, run.of(unit)
-    student = config.distill.students[unit.student]
+    student, source = config.distill.students[unit.student], run.searching(seed)
     mixtures = {
-        name: student_rows(run, seed, given, folder / TARGETS / name.replace(" ", "_"), write=write)
-        for name, given in judgeable(run, seed).items()
+        name: student_rows(source, seed, given, folder / TARGETS / name.replace(" ", "_"), write=write)
+        for name, given in judgeable(source, seed).items()
     }
     return search_student(
         *mixtures.pop("given"),
@@ -143,7 +144,8 @@ def check_search(config: Config) -> None:
         return
     optuna_of()
     for seed in range(config.seeds):
-        if reason := too_few(config.split(seed), config.validation(seed), config.cache.transfer):
+        rest = config.trial().split(seed)
+        if reason := too_few(rest, config.validation(seed), config.cache.transfer):
             raise ValueError(
                 f"distill.students.{config.searched[0]}: {reason} (seed {seed}), or name a model in place of "
                 "keep and max_*"

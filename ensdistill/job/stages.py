@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ from ensdistill.teachers.stack.objectives import units_of
 def run_unit(run: RunFolder, unit: Unit, progress: UnitProgress | None = None) -> None:
     """Do the unit's work, from where a killed process left it, and record that it is finished."""
     report = progress or (lambda name, done, total, figures="": None)
+    if unit.trial:
+        run, unit = run.trial, replace(unit, trial=False)
     folder, inputs, start = run.of(unit), run.digest(unit), time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "stage.json").unlink(missing_ok=True)

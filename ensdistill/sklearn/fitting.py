@@ -14,10 +14,10 @@ import numpy as np
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
 
-from ensdistill.cache import cache_targets
+from ensdistill.cache import TargetCache, cache_targets
 from ensdistill.cache.floors import TEMPERATURE
 from ensdistill.common.optimization import Optimization
-from ensdistill.data import Split
+from ensdistill.data import Rows, Split
 from ensdistill.data.samples import form
 from ensdistill.data.tasks import has_gaps
 from ensdistill.data.transfer import TransferSet
@@ -135,7 +135,8 @@ def _check_counts(n_jobs: Any, verbose: Any) -> None:
 def fit(settings: Settings, split: Split, seed: int, judged: bool, done: Done) -> Fitted:
     """Train teachers and student; with ``judged`` also the models of the report.
 
-    ``done`` is called with the name of each stage and its seconds.
+    ``done`` is called with the name of each stage and its seconds. Where labelled rows judge a search, it is
+    done with teachers that do not learn from them; then the teachers train on all rows, for the student.
     """
     times: dict[str, float] = {}
     started = time.perf_counter()
@@ -144,26 +145,18 @@ def fit(settings: Settings, split: Split, seed: int, judged: bool, done: Done) -
         times[stage] = time.perf_counter() - started - sum(times.values())
         done(stage, times[stage])
 
-    search, validation = settings.search, None
-    if search is not None:
-        split, validation = search.divided(split, settings.transfer, seed)
-    taught = _taught(settings, split, seed)
-    finished("teachers")
+    student, loss, search, found, made = settings.student, settings.loss, settings.search, None, None
     with tempfile.TemporaryDirectory() as folder:
-        transfer = settings.transfer.build(split, seed, taught.ensemble)
-        cache = cache_targets(
-            _targets(taught, settings.prefit),
-            transfer.rows,
-            Path(folder) / "targets",
-            max_temperature=max(TEMPERATURE, settings.loss.temperature),
-            seed=seed,
-        )
-        finished("cache")
-        student, loss, found = settings.student, settings.loss, None
         if search is not None:
-            found, student, loss = search.run(transfer.rows, cache, validation, taught.ensemble, seed)
+            rest, validation = search.divided(split, settings.transfer, seed)
+            apart = validation is not None
+            made = _made(settings, rest, seed, Path(folder) / "trial", finished, "trial " if apart else "")
+            taught, rows, cache = made
+            found, student, loss = search.run(rows, cache, validation, taught.ensemble, seed)
             finished("search")
-        lesson = Lesson(split, transfer.rows, cache, loss, seed, Path(folder))
+            made = None if apart else made
+        taught, rows, cache = made or _made(settings, split, seed, Path(folder), finished)
+        lesson = Lesson(split, rows, cache, loss, seed, Path(folder))
         member = student.distilled(lesson)
         finished("student")
         report = None
@@ -171,6 +164,24 @@ def fit(settings: Settings, split: Split, seed: int, judged: bool, done: Done) -
             report = report_of(taught, student, member, lesson, times)
             finished("report")
     return Fitted(taught.ensemble, member, report, found)
+
+
+def _made(
+    settings: Settings, split: Split, seed: int, folder: Path, finished: Callable[[str], None], name: str = ""
+) -> tuple[Taught, Rows, TargetCache]:
+    """The teachers, the transfer set, and the cache of their targets."""
+    taught = _taught(settings, split, seed)
+    finished(f"{name}teachers")
+    transfer = settings.transfer.build(split, seed, taught.ensemble)
+    cache = cache_targets(
+        _targets(taught, settings.prefit),
+        transfer.rows,
+        folder / "targets",
+        max_temperature=max(TEMPERATURE, settings.loss.temperature),
+        seed=seed,
+    )
+    finished(f"{name}cache")
+    return taught, transfer.rows, cache
 
 
 def _taught(settings: Settings, split: Split, seed: int) -> Taught:

@@ -93,17 +93,65 @@ def test_another_goal_makes_search_and_student_stale(job):
     assert other.is_finished(Unit("cache", 0))
 
 
-def test_labelled_rows_that_judge_are_in_no_part_of_the_split(tmp_path):
-    change = SEARCHED | {"data.init_args": {"labelled": 1200, "pool": 0}}
-    config = load_config(["--config", str(write_job(tmp_path, change))])
-    split, held = config.split(0), config.validation(0)
-    assert (len(split.labelled), len(held)) == (960, 240)
+LABELLED = SEARCHED | {"data.init_args": {"labelled": 1200, "pool": 0}}
+
+
+def test_labelled_rows_that_judge_are_in_no_part_of_the_trials_split(tmp_path):
+    config = load_config(["--config", str(write_job(tmp_path, LABELLED))])
+    whole, split, held = config.split(0), config.trial().split(0), config.validation(0)
+    assert (len(whole.labelled), len(split.labelled), len(held)) == (1200, 960, 240)
     assert not set(held.uids) & ({*split.labelled.uids} | {*split.test.uids} | {*split.pool.uids})
+    assert {*held.uids, *split.labelled.uids} == {*whole.labelled.uids}
+    without = load_config(["--config", str(write_job(tmp_path, LABELLED | {"refit": False}))])
+    assert len(without.split(0).labelled) == 960
     plain = load_config(
         ["--config", str(write_job(tmp_path, {"data.init_args": {"labelled": 1200, "pool": 0}}))]
     )
     assert len(plain.split(0).labelled) == 1200
     assert plain.validation(0) is None
+
+
+def units_of(file: Path, last: str) -> list[str]:
+    return [str(unit) for unit in RunFolder(load_config(["--config", str(file)])).units(last)]
+
+
+def test_teachers_train_again_with_the_rows_that_judged(tmp_path):
+    search = "ensdistill.student.search"
+    with (
+        mock.patch(f"{search}.ordinary.ordinary_steps", return_value=64),
+        mock.patch(f"{search}.ladders.latency_of", return_value=Latency(2e-5, "none")),
+    ):
+        file = write_job(tmp_path, LABELLED)
+        shown = succeed("tune", file)
+        assert "On 240 validation rows, 240 of them with a label" in shown
+        folder = RunFolder(load_config(["--config", str(file)]))
+        assert not (folder.path / "seed-0" / "teachers").exists()
+        report = succeed("run", file)
+    trial, whole = (
+        json.loads((path / "seed-0" / "cache" / "stage.json").read_text())["origin"]
+        for path in (folder.trial.path, folder.path)
+    )
+    assert (trial[0], whole[0]) == (["labelled", 960], ["labelled", 1200])
+    assert folder.trial.path == folder.path / "trial"
+    seconds = json.loads((folder.path / "report.json").read_text())["timings_s"]
+    assert {"trial teachers", "trial cache", "teachers", "cache", "search"} <= set(seconds)
+    assert "The search for small" in report
+    assert all(map(folder.is_finished, folder.units("report")))
+
+
+def test_a_trial_is_done_where_labelled_rows_judge_and_refit_is_set(tmp_path):
+    trial = ["seed 0 · trial teachers", "seed 0 · trial cache"]
+    own = ["seed 0 · teachers", "seed 0 · cache"]
+    search = ["seed 0 · search small"]
+    rest = ["seed 0 · distill small", "seed 0 · direct small"]
+    labelled = write_job(tmp_path, LABELLED)
+    assert units_of(labelled, "search") == [*trial, *search]
+    assert units_of(labelled, "report") == [*trial, *own, *search, *rest]
+    assert units_of(labelled, "cache") == own
+    for change in (SEARCHED, LABELLED | {"refit": False}):
+        file = write_job(tmp_path, change)
+        assert units_of(file, "search") == [*own, *search]
+        assert units_of(file, "report") == [*own, *search, *rest]
 
 
 @pytest.mark.parametrize(

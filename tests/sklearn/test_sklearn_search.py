@@ -37,6 +37,8 @@ def test_the_student_is_the_one_that_the_search_found(fitted):
     assert model.student_.member.parameters == point.parameters <= 1000
     assert model.score(x, y) > 0.7
     assert "validation rows" in str(model.search_)
+    # The search's teachers did not learn from the 204 rows that judged it; those of the student did.
+    assert model.ensemble_.members[0].estimator.n_samples_fit_ == 1020
 
 
 def test_rows_that_judge_teach_nobody():

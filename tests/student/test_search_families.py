@@ -225,13 +225,13 @@ def test_the_second_family_has_a_part_of_the_time():
     assert (next_plan(10.0).candidate, next_plan(3.6).candidate) == (second, best)
 
 
-def plan_after(tried, left=1e9):
+def plan_after(tried, left=1e9, kept=None):
     """The next long training of a ladder of MLPs, whose steps take a millisecond."""
     family = import_family("mlp").candidates(about_of("array"))[2:4]
     space = {one.key: Space(one, "student", 1000, False, ("given",)) for one in family}
     pace = Pace(tried, "student", {"mlp/32-32": 1000, "mlp/64-64": 4000}, 1000)
     policy = Policy({"mlp": tuple(space)}, 0.9)
-    return final_plan(policy, tried, {}, pace, space.get, left)
+    return final_plan(policy, tried, kept or {}, pace, space.get, left)
 
 
 def trained(candidate="mlp/32-32", steps=1.0, value=1.0, final=False, **more):
@@ -277,6 +277,32 @@ def test_long_trainings_fit_into_the_time_that_is_left():
     tried = [trained()]
     assert plan_after(tried, left=4.0).values["steps"] == pytest.approx(0.6 * 4.0 / 1.25)
     assert plan_after(tried, left=0.5) is None
+
+
+def test_with_time_for_few_long_trainings_the_first_is_of_the_largest_size_that_fits():
+    tried = [trained()]
+    assert plan_after(tried, left=100.0).candidate == "mlp/32-32"
+    first = plan_after(tried, left=12.0)
+    assert (first.candidate, first.whole) == ("mlp/64-64", True)
+    assert 2 <= first.values["steps"] <= 4
+    assert plan_after(tried, left=3.0).candidate == "mlp/32-32"  # a larger one would be too short
+    tried.append(trained("mlp/64-64", 4.0, 0.8, True))
+    assert plan_after(tried, 12.0, {"mlp/64-64": 0.95}).candidate == "mlp/32-32"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "step", "expected"),
+    [
+        (1000, 1e-3, 1e-3),  # the size that was trained
+        (9000, 1e-3, 1e-3 + 6 * 256 * 8000 / 1e10),  # all of it is overhead, but for the multiplications
+        (4000, 0.1, 1.5e-3 + 98.5e-3 * 4**0.8),
+        (100, 0.1, 0.1),  # smaller ones are not expected to be faster
+    ],
+)
+def test_the_time_of_a_size_that_was_not_trained_yet(parameters, step, expected):
+    done = record("student", "mlp/a", seconds=1000 * step, values={"batch": 256}, steps=1000, parameters=1000)
+    pace = Pace([done], "student", {"mlp/a": 1000, "mlp/b": parameters}, 1000)
+    assert pace.seconds("mlp/b", {"steps": 2.0}) == pytest.approx(1.25 * 2000 * expected)
 
 
 def test_the_best_direct_candidate_has_two_trials_of_three():

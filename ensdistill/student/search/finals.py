@@ -17,6 +17,8 @@ WORTH = 1.5  # the least such factor
 LONGEST = 32_768  # steps
 COMPARISON = 0.5  # of the time that is left, for the first long training of the second best family
 ROOM = 0.6  # of the time that is left, for one training
+FEW = 3.0  # long trainings: with time for fewer there is none to go through the sizes
+MEANT = 2.0  # times the steps of the best training so far, for the first long training where these are few
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,12 @@ def final_plan(
     The best two families have one long training each, the second in a part of the time. A candidate that no
     long training has had takes the settings and the length of the best one of its family. The best settings
     of a candidate are trained four times as long, as long as that helps; then others of that length are
-    drawn.
+    drawn. Where fewer than three long trainings fit, the first one is of the largest size that there is time
+    for: the sizes below it are tried while it keeps enough.
     """
     best = best_of(records, "student")
+    if best is not None and (plan := _largest(best, policy, records, pace, space, left)) is not None:
+        return plan
     for key in policy.compared(records):
         first = best is not None and key in policy.ladder_of(best.candidate)
         plan = _plan_of(key, policy, records, pace, space, left if first else COMPARISON * left)
@@ -64,6 +69,31 @@ def final_plan(
     for key in policy.finalists(records, kept):
         plan = _plan_of(key, policy, records, pace, space, left)
         if plan is not None:
+            return plan
+    return None
+
+
+def _largest(
+    best: Record,
+    policy: Policy,
+    records: Sequence[Record],
+    pace: Pace,
+    space: Callable[[str], Space],
+    left: float,
+) -> Plan | None:
+    """The first long training where few fit; None where it is done, or where there is time for the sizes."""
+    ladder = policy.ladder_of(best.candidate)
+    if policy.keep is None or pace.parameters[best.candidate] is None:
+        return None
+    if any(one.final and one.role == "student" and one.candidate in ladder for one in records):
+        return None
+    length = float(best.values["steps"])
+    expected = pace.seconds(best.candidate, {**best.values, "steps": LONGER * length})
+    if expected is None or left >= FEW * expected:
+        return None
+    for key in reversed(ladder[ladder.index(best.candidate) + 1 :]):
+        plan = _plan_of(key, policy, records, pace, space, left)
+        if plan is not None and plan.whole and plan.values["steps"] >= MEANT * length:
             return plan
     return None
 

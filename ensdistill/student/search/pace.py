@@ -10,6 +10,8 @@ from ensdistill.student.search.journal import Record
 from ensdistill.student.search.space import Role
 
 SLOWER = 0.8  # exponent of the parameters in the time of a step, where a candidate has not been trained yet
+OVERHEAD = 1.5e-3  # seconds of a step that do not depend on the parameters
+RATE = 1e10  # multiplications and additions in a second; a step has six for each parameter and row
 WIDER = 0.5  # that of the batch
 SPARE = 1.25  # a training may take longer than those before it
 ORDINARY = 1.0
@@ -47,10 +49,13 @@ class Pace:
         size, steps = self.parameters[candidate] or 1, float(values["steps"]) * self.ordinary
 
         def each(one: Record) -> float:
-            larger = max(1.0, size / (self.parameters[one.candidate] or 1)) ** SLOWER
-            batch = float(one.values["batch"])
+            smaller, batch = self.parameters[one.candidate] or 1, float(one.values["batch"])
+            own = one.seconds / one.steps
+            fixed = min(own, OVERHEAD)
+            larger = fixed + (own - fixed) * max(1.0, size / smaller) ** SLOWER
+            larger = max(larger, own + 6 * batch * (size - smaller) / RATE)
             wider = max(1.0, float(values.get("batch", batch)) / batch) ** WIDER
-            return one.seconds / one.steps * larger * wider
+            return larger * wider
 
         nearest = min(known, key=lambda one: (abs(one.parameters - size), -one.steps))
         alike = [one for one in known if one.candidate == nearest.candidate]
