@@ -48,6 +48,7 @@ def folder(tmp_path, monkeypatch):
         slow("shared"),
         slow("shrink"),
         "texts",
+        "tokens",
         "torch-models",
         slow("fitted"),
         slow("teachers"),

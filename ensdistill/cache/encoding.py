@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -81,13 +82,57 @@ class Encoder:
             NaN, ``+inf``, beyond 1e38, or where a task has no use for it a row of ``-inf`` only, or any
             ``-inf``; names member and uid, and has the uids as its rows.
         """
-        logits = self._shaped(value, len(rows), lengths)
+        return self._batch(self._shaped(value, len(rows), lengths), *self._records(view, rows, lengths))
+
+    def parts(
+        self, parts: Iterable[Any], view: int, rows: np.ndarray, lengths: np.ndarray
+    ) -> tuple[Fields, dict[str, Cost]]:
+        """As a call, of sequences whose logits come in parts, so that they are never held as a whole.
+
+        ``parts`` are float32 [K, M, C], the positions that count of all sequences, in order.
+        """
+        draw_ids, uids = self._records(view, rows, lengths)
+        done, found = 0, list[tuple[Fields, dict[str, Cost]]]()
+        for value in parts:
+            logits = value.detach() if isinstance(value, Tensor) else _as_tensor(np.asarray(value))
+            shape = (len(self.names), self.classes)
+            if logits.dim() != 3 or (logits.shape[0], logits.shape[2]) != shape:
+                raise ValueError(
+                    f"ensemble.predict_parts: expected [members, records, classes] = [{shape[0]}, M, "
+                    f"{shape[1]}]; got {list(logits.shape)}"
+                )
+            part = slice(done, done + logits.shape[1])
+            done += logits.shape[1]
+            if done <= len(uids):
+                self._check_dtype(logits)
+                found.append(self.encode(self._batch(logits, draw_ids[part], uids[part])))
+        if done != len(uids):
+            raise ValueError(
+                f"ensemble.predict_parts: expected {len(uids)} records, the positions of these sequences; "
+                f"got {done}"
+            )
+        fields = {name: np.concatenate([one[name] for one, _ in found]) for name in self.expected}
+        costs = {
+            name: Cost(
+                np.concatenate([cost[name].kl for _, cost in found]),
+                sum(cost[name].floored for _, cost in found),
+            )
+            for name in self.targets
+        }
+        return fields, costs
+
+    def _records(
+        self, view: int | np.ndarray, rows: np.ndarray, lengths: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The number that draws of each record begin with, and its sample's uid."""
         draw_ids = view * self.rows + rows
         if lengths is not None:
             positions = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
             draw_ids = (np.repeat(draw_ids, lengths) << _POSITION_BITS) + positions
             rows = np.repeat(rows, lengths)
-        uids = rows if self.uids is None else self.uids[rows]
+        return draw_ids, rows if self.uids is None else self.uids[rows]
+
+    def _batch(self, logits: Tensor, draw_ids: np.ndarray, uids: np.ndarray) -> Batch:
         self._check(logits, uids)
         return Batch(
             logits=logits,
@@ -141,14 +186,17 @@ class Encoder:
                 f"{source}: expected [members, samples, positions, classes] = {wanted}; got "
                 f"{list(logits.shape)}"
             )
-        if logits.dtype != torch.float32:
-            raise TypeError(
-                f"{source}: expected float32 logits; got {str(logits.dtype).removeprefix('torch.')}"
-            )
+        self._check_dtype(logits)
         if lengths is not None:
             used = torch.arange(logits.shape[2]) < torch.from_numpy(lengths)[:, None]
             logits = logits[:, used.to(logits.device)]
         return logits
+
+    def _check_dtype(self, logits: Tensor) -> None:
+        if logits.dtype != torch.float32:
+            raise TypeError(
+                f"{self.source}: expected float32 logits; got {str(logits.dtype).removeprefix('torch.')}"
+            )
 
     def _check(self, logits: Tensor, uids: np.ndarray) -> None:
         low, high = torch.aminmax(logits)  # NaN if one is

@@ -3,6 +3,7 @@ run."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,8 @@ class Planned:
     codec : Codec
     predict : callable
         Of regression in the plan's units, once it is settled; in the data's before.
+    parts : callable
+        The same of a batch of sequences in parts, [K, M, C] each; returns None where the ensemble has none.
     rows : Rows
     order : ndarray [N]
         The position among ``rows`` of each row of the cache.
@@ -57,6 +60,7 @@ class Planned:
     uids: np.ndarray | None
     augment: Augmentation | None
     seed: int
+    parts: Callable[[Any], Iterable[Any] | None] = lambda inputs: None
 
     def settled(self, plan: m.Manifest, batch_size: int) -> Planned:
         """The same with this plan: one's own, or that of an unfinished cache of the same things.
@@ -149,7 +153,8 @@ def plan_predictions(
         "inputs": made_from(rows.inputs if hashes is None else hashes, counts, uids),
         "views": described,
     }
-    return Planned(plan, codec, predict, rows, order, hashes, counts, uids, augment, seed)
+    parts = getattr(ensemble, "predict_parts", lambda inputs: None)
+    return Planned(plan, codec, predict, rows, order, hashes, counts, uids, augment, seed, parts)
 
 
 def check_numbers(batch_size: Any, shard_rows: Any, views: Any, rank: Any, world: Any, seed: Any) -> None:

@@ -268,7 +268,11 @@ class _Predictions:
 
             inputs = view_inputs(planned.augment, inputs, uids, view, planned.seed)
             hashes = input_hashes(inputs)
-        fields, costs = self._encoder(planned.predict(inputs, uids), view, rows, lengths)
+        parts = None if lengths is None else planned.parts(inputs)
+        if parts is None or lengths is None:
+            fields, costs = self._encoder(planned.predict(inputs, uids), view, rows, lengths)
+        else:
+            fields, costs = self._encoder.parts(parts, view, rows, lengths)
         return {**fields, INPUT_HASH: hashes if lengths is None else np.repeat(hashes, lengths)}, costs
 
 

@@ -1,0 +1,172 @@
+"""Targets of a cache in the trainer of Hugging Face."""
+
+import numpy as np
+import pytest
+import torch
+from token_models import C, gemma, llama, texts, transformers
+
+from ensdistill.cache import cache_targets
+from ensdistill.functional import distillation_loss
+from ensdistill.hf import CachedDistillation
+from ensdistill.teachers.tokens import LanguageEnsemble
+
+
+@pytest.fixture(scope="module")
+def sequences():
+    return texts()
+
+
+@pytest.fixture(scope="module", params=["topk5-20", "topk-20", "draws-30"])
+def cache(request, sequences, tmp_path_factory):
+    ensemble = LanguageEnsemble([llama(1), llama(2)])
+    path = tmp_path_factory.mktemp("tokens") / "cache"
+    options = {"codec": request.param, "mixture_at": 2.0, "lengths": sequences.lengths}
+    return cache_targets(ensemble, sequences.rows, path, **options)
+
+
+def by_hand(model, sequences, cache, places, alpha):
+    """The mean loss over tokens, of each sequence alone and without padding."""
+    total, count = 0.0, 0
+    for place in places:
+        ids = torch.tensor([sequences[place]["input_ids"]])
+        counted = torch.from_numpy(sequences.counted[place, : ids.shape[1]])
+        logits, follows = model(input_ids=ids).logits[0, counted], ids[0, 1:][counted[:-1]]
+        targets = cache.gather(np.array([place]))
+        total = total + distillation_loss(
+            logits, targets, follows, alpha=alpha, temperature=2.0, reduction="sum"
+        )
+        count += len(follows)
+    return total / count
+
+
+@pytest.mark.parametrize("make", [llama, gemma])
+def test_loss_and_gradients_are_those_of_the_sequences_alone(make, cache, sequences):
+    model = make(7)
+    places = [0, 3, 4, 9]
+    by_hand(model.train(), sequences, cache, places, 0.7).backward()
+    expected = [p.grad.clone() for p in model.parameters()]
+    value = by_hand(model, sequences, cache, places, 0.7).item()
+    model.zero_grad()
+    distil = CachedDistillation(model, cache, alpha=0.7, temperature=2.0)
+    assert distil.fused == (make is llama)
+    batch = distil.collate([sequences[place] for place in places])
+    labels = batch.pop("labels")
+    outputs = model(**batch)
+    assert outputs.logits.numel() == 1 if distil.fused else outputs.logits.shape[-1] == C
+    loss = distil.loss(outputs, labels)
+    loss.backward()
+    assert loss.item() == pytest.approx(value, rel=1e-5)
+    for name, (parameter, own) in zip(
+        dict(model.named_parameters()), zip(model.parameters(), expected, strict=True), strict=True
+    ):
+        torch.testing.assert_close(parameter.grad, own, rtol=1e-4, atol=1e-6, msg=name)
+    # Without targets the model is as it was.
+    ids = torch.arange(9)[None]
+    other = make(7)
+    torch.testing.assert_close(model.eval()(input_ids=ids).logits, other.eval()(input_ids=ids).logits)
+
+
+def trainer(folder, model, cache, sequences, **more):
+    arguments = {
+        "output_dir": str(folder),
+        "max_steps": 6,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "remove_unused_columns": False,
+        "report_to": [],
+        "save_steps": 3,
+        "logging_steps": 1,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        **more,
+    }
+    distil = CachedDistillation(model, cache, temperature=2.0)
+    args = transformers.TrainingArguments(**arguments)
+    return transformers.Trainer(model, args, **distil.arguments, train_dataset=sequences)
+
+
+def test_accumulated_batches_are_one_batch_by_tokens(cache, sequences, tmp_path):
+    found = {}
+    for name, size, parts in (("whole", 12, 1), ("parts", 3, 4)):
+        model = llama(7)
+        own = trainer(
+            tmp_path / name,
+            model,
+            cache,
+            sequences,
+            max_steps=2,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=parts,
+            optim="sgd",
+            max_grad_norm=1e9,
+        )
+        own.train()
+        found[name] = [p.detach().clone() for p in model.parameters()], own.state.log_history[0]["loss"]
+    for one, other in zip(found["whole"][0], found["parts"][0], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    assert float(found["whole"][1]) == pytest.approx(float(found["parts"][1]), rel=1e-3)
+
+
+def test_a_training_learns_resumes_and_refuses_another_cache(sequences, tmp_path):
+    caches = [
+        cache_targets(
+            LanguageEnsemble([llama(seed)]),
+            sequences.rows,
+            tmp_path / str(seed),
+            codec="topk5-20",
+            mixture_at=2.0,
+            lengths=sequences.lengths,
+        )
+        for seed in (1, 2)
+    ]
+    whole = llama(7, scale=1.0)
+    own = trainer(tmp_path / "whole", whole, caches[0], sequences, gradient_checkpointing=True)
+    own.train()
+    losses = [float(one["loss"]) for one in own.state.log_history if "loss" in one]
+    assert losses[-1] < losses[0]
+    again = llama(8, scale=1.0)
+    trainer(tmp_path / "whole", again, caches[0], sequences).train(
+        resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3")
+    )
+    for one, other in zip(whole.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="learned from targets of other members"):
+        trainer(tmp_path / "whole", llama(8), caches[1], sequences).train(
+            resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3")
+        )
+    evaluated = own.evaluate(
+        [{"input_ids": one["input_ids"]} for one in map(sequences.__getitem__, range(3))]
+    )
+    assert np.isfinite(evaluated["eval_loss"])
+
+
+def test_bad_batches_and_models_are_named(cache, sequences):
+    model = llama(7)
+    distil = CachedDistillation(model, cache)
+    cut = dict(sequences[4])
+    cut |= {name: cut[name][:-1] for name in ("input_ids", "labels")}
+    with pytest.raises(ValueError, match=r"tokens to predict in the sequence of uid 4, as in the cache; got"):
+        distil.collate([sequences[0], cut])
+    with pytest.raises(ValueError, match="features: expected a uid of each, or of none"):
+        distil.collate([sequences[0], {"input_ids": [1, 2]}])
+    with pytest.raises(ValueError, match=r"model: expected the cache's vocabulary, 120 tokens; .* have 100"):
+        CachedDistillation(llama(1, vocabulary=100), cache)
+
+
+def test_caches_of_samples_or_of_all_classes_are_refused(sequences, tmp_path):
+    ensemble = LanguageEnsemble([llama(1)])
+    dense = cache_targets(ensemble, sequences.rows, tmp_path / "dense", lengths=sequences.lengths)
+    with pytest.raises(ValueError, match="cache: expected topk-N, topkB-N, counts-N or draws-N"):
+        CachedDistillation(llama(2), dense).collate([sequences[0]])
+
+
+def test_a_padded_student_learns_the_caches_tokens(cache, sequences):
+    model = llama(3, vocabulary=128)
+    distil = CachedDistillation(model, cache, temperature=2.0)
+    assert not distil.fused
+    batch = distil.collate([sequences[0], sequences[1]])
+    labels = batch.pop("labels")
+    loss = distil.loss(model(**batch), labels)
+    loss.backward()
+    assert loss.item() > 0
+    assert model.get_output_embeddings().weight.grad[C:].abs().max() == 0
