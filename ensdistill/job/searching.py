@@ -52,8 +52,7 @@ def search(run: RunFolder, unit: Unit, folder: Path, report: UnitProgress) -> di
     found = _with_rows(found, choices(source, unit.seed))
     found.save(folder / "result.json")
     (folder / "student.yaml").write_text(found.yaml(unit.student), encoding="utf-8")
-    point = found.chosen or found.nearest
-    assert point is not None
+    point = found.student
     _remove(folder / JOURNAL)
     shutil.rmtree(folder / TARGETS, ignore_errors=True)
     (folder / VALIDATION).unlink(missing_ok=True)
@@ -121,8 +120,11 @@ def _with_rows(found: SearchResult, known: Mapping[str, StudentRows | None]) -> 
         given = known[point.values.get("mixture", "given")]
         return point if given is None else replace(point, section={**point.section, "rows": asdict(given)})
 
-    chosen, nearest = (None if one is None else named(one) for one in (found.chosen, found.nearest))
-    return replace(found, points=tuple(map(named, found.points)), chosen=chosen, nearest=nearest)
+    chosen, nearest, untried = (
+        None if one is None else named(one) for one in (found.chosen, found.nearest, found.untried)
+    )
+    points = tuple(map(named, found.points))
+    return replace(found, points=points, chosen=chosen, nearest=nearest, untried=untried)
 
 
 def minutes_of_each(config: Config) -> float:

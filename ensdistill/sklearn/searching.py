@@ -58,9 +58,7 @@ class Search:
         found = search_student(
             rows, cache, validation=validation, ensemble=asked, settings=self.settings, seed=seed
         )
-        point = found.chosen or found.nearest
-        assert point is not None
-        config = StudentConfig(**found_student(point.section))
+        config = StudentConfig(**found_student(found.student.section))
         student: Student = Network(config)
         if config.estimator is not None:
             student = Estimator(config.estimator, config.held_out)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -17,6 +18,7 @@ import yaml
 from search_helpers import Boosters, Material, Tiny
 
 from ensdistill.data import Rows
+from ensdistill.models import MLP
 from ensdistill.student.quality import Quality
 from ensdistill.student.search import OtherSearch, SearchSettings, TooFewRows
 from ensdistill.student.search.build import Builder
@@ -222,6 +224,27 @@ def test_a_budget_leaves_larger_candidates_out_and_the_nearest_is_shown(material
     assert small.nearest == small.points[0]
     assert "no student keeps 100 % within 1,000 parameters; the nearest is tiny/4: it keeps" in str(small)
     assert "; it has 310 parameters" in str(small)
+
+
+class Three(Tiny):
+    def candidates(self, about):
+        smallest, *others = Tiny.candidates(self, about)
+        return [replace(smallest, name="2", model=partial(MLP, hidden=[2])), smallest, *others]
+
+
+def test_a_larger_size_that_there_was_no_time_for_is_named_and_trained(material):
+    found = material.search_flat(families=[Three()], keep=1.0, trials=1)
+    assert (found.chosen, found.nearest.candidate) == (None, "tiny/4")
+    assert (found.untried.candidate, found.student) == ("tiny/32", found.untried)
+    assert "the nearest is tiny/4: it keeps" in found.verdict
+    assert "There was no time to try tiny/32, the student that is trained instead" in found.verdict
+    assert found.as_json()["untried"] == "tiny/32"
+    section = yaml.safe_load(found.yaml("small"))["distill"]["students"]["small"]
+    assert section["model"]["init_args"]["hidden"] == [32]
+    assert section["optimization"]["learning_rate"] == found.nearest.section["optimization"]["learning_rate"]
+    assert not found.untried.kept
+    whole = material.search_flat(families=[Tiny()], keep=1.0, trials=1)  # tiny/32 is the largest
+    assert whole.untried is None
 
 
 def test_a_share_is_that_of_the_labels_where_they_show_a_gain():

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ensdistill.report.frontier import goals_of
+from ensdistill.student.search.finals import moved
 from ensdistill.student.search.journal import Record, best_of
 from ensdistill.student.search.judging import Kept, gain, kept
 from ensdistill.student.search.latency import Latency
 from ensdistill.student.search.result import Cost, Point, SearchResult
 from ensdistill.student.search.rows import Judged
 from ensdistill.student.search.section import section_of
-from ensdistill.student.search.space import ROLES
+from ensdistill.student.search.space import ROLES, Role
 
 if TYPE_CHECKING:
     from ensdistill.student.search.search import _Search
 
 WIDE = 0.2  # half of an interval beyond which more rows are advised
+FAR = 0.1  # below the wanted share: then a size that was not tried is two sizes larger, otherwise one
 
 
 def chosen_of(search: _Search) -> SearchResult:
@@ -51,6 +53,7 @@ def chosen_of(search: _Search) -> SearchResult:
     nearest = None
     if chosen is None:
         nearest = max(allowed or points, key=_merit)
+    untried = None if nearest is None else _untried(search, nearest, records)
     own = _timed(search, _point(search, direct, direct, records))
     ratio = {name: Kept(0.0, None, None, one.basis) for name, one in own.kept.items()}
     return SearchResult(
@@ -67,19 +70,48 @@ def chosen_of(search: _Search) -> SearchResult:
         _cost(search, records),
         _notes(gain(of.of(direct), of.ensemble), chosen, judged),
         judged.task,
+        untried,
     )
+
+
+def _untried(search: _Search, nearest: Point, records: Sequence[Record]) -> Point | None:
+    """A larger size of the nearest student's family, of which no larger one had a long training; None where
+    one had, or where there is none."""
+    keep, share = search.settings.keep, nearest.share
+    built = search.ladders.built
+    if keep is None or share is None or share >= keep or built[nearest.candidate].model is None:
+        return None
+    ladder = next(keys for keys in search.ladders.keys.values() if nearest.candidate in keys)
+    larger = ladder[ladder.index(nearest.candidate) + 1 :]
+    tried = {one.candidate for one in records if one.role == "student" and one.final}
+    if not larger or tried.intersection(larger):
+        return None
+    key = larger[min(1 if keep - share > FAR else 0, len(larger) - 1)]
+    best = best_of(records, "student", nearest.candidate)
+    assert best is not None
+    space = search.space("student", key)
+    values = moved(best, search.space("student", nearest.candidate), space)
+    section = _section(search, key, "student", values, records)
+    one = built[key]
+    assert one.parameters is not None
+    assert one.bytes is not None
+    return Point(key, one.parameters, one.bytes, None, "", {}, {}, values, section)
+
+
+def _section(
+    search: _Search, key: str, role: Role, values: Mapping[str, Any], records: Sequence[Record]
+) -> dict[str, Any]:
+    own, given = search.settings.steps is not None, search.lessons.mixtures
+    rows = None if own else given[values.get("mixture", next(iter(given)))][0]
+    same, direct_space = best_of(records, "direct", key), search.space("direct", key)
+    return section_of(search.ladders.built[key], search.space(role, key), values, same, direct_space, rows)
 
 
 def _point(search: _Search, record: Record, direct: Record, records: Sequence[Record]) -> Point:
     of, key = search.judgement, record.candidate
-    built = search.ladders.built[key]
-    same = best_of(records, "direct", key)
-    space = search.space(record.role, key)
     section: dict[str, Any] = {}
     if record.role == "student":
-        own, given = search.settings.steps is not None, search.lessons.mixtures
-        rows = None if own else given[record.values.get("mixture", next(iter(given)))][0]
-        section = section_of(built, space, record.values, same, search.space("direct", key), rows)
+        section = _section(search, key, record.role, record.values, records)
     return Point(
         key,
         record.parameters,

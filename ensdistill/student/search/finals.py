@@ -119,7 +119,7 @@ def _plan_of(
         source = own
     if source is None:
         return Plan(key, {"steps": 1.0}, final=True)
-    values = _moved(source, space(source.candidate), space(key))
+    values = moved(source, space(source.candidate), space(key))
     length = float(source.values["steps"])
     wanted = min(LONGER * length, max(LONGEST / pace.ordinary, 1.0))
     if source is not own:  # the length at which it was the best
@@ -138,7 +138,7 @@ def _plan_of(
     return Plan(key, {name: again[name] for name in ("steps", "mixture") if name in again}, final=True)
 
 
-def _moved(source: Record, old: Space, new: Space) -> dict[str, Any]:
+def moved(source: Record, old: Space, new: Space) -> dict[str, Any]:
     """A trial's settings for another candidate of its family; the learning rate as far from its default."""
     rate = float(source.values["rate"]) * new.candidate.rate / old.candidate.rate
     names = new.defaults()

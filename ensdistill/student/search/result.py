@@ -120,6 +120,9 @@ class SearchResult:
         Rows that judge, and those with a label among them.
     cost : Cost
     task : {"classification", "multilabel", "regression"}
+    untried : Point or None
+        Where none keeps enough and there was no time for a long training of a larger size: that size, with
+        the settings of the nearest. Its ``kept`` and ``figures`` are empty.
     """
 
     points: tuple[Point, ...]
@@ -135,6 +138,21 @@ class SearchResult:
     cost: Cost
     notes: tuple[str, ...] = field(default=())
     task: Task = "classification"
+    untried: Point | None = None
+
+    @property
+    def student(self) -> Point:
+        """The student to be trained: the chosen one, or a larger one that was not tried, or the nearest.
+
+        Raises
+        ------
+        ValueError
+            No student was judged.
+        """
+        one = self.chosen or self.untried or self.nearest
+        if one is None:
+            raise ValueError("result: expected a student that was judged; there is none")
+        return one
 
     @property
     def verdict(self) -> str:
@@ -147,7 +165,14 @@ class SearchResult:
             return f"no student was judged, so none {goal}{within}"
         beyond = "" if one.fits else ", beyond the budget"
         share = "keeps a share of the gains" if self.keep is None else goal
-        return f"no student {share}{within}; the nearest is {one.candidate}{beyond}: {self._kept(one)}"
+        larger = ""
+        if self.untried is not None:
+            larger = (
+                f". There was no time to try {self.untried.candidate}, the student that is trained instead "
+                f"({self.untried.parameters:,} parameters): give the search more minutes"
+            )
+        kept = self._kept(one)
+        return f"no student {share}{within}; the nearest is {one.candidate}{beyond}: {kept}{larger}"
 
     def _kept(self, one: Point) -> str:
         """A student's kept shares and its size in words."""
@@ -187,6 +212,7 @@ class SearchResult:
             "points": [asdict(one) | {"share": one.share} for one in self.points],
             "chosen": None if self.chosen is None else self.chosen.candidate,
             "nearest": None if self.nearest is None else self.nearest.candidate,
+            "untried": None if self.untried is None else self.untried.candidate,
             "direct": asdict(self.direct),
             "ensemble": dict(self.ensemble),
             "gain": {name: None if one is None else list(one) for name, one in self.gain.items()},
@@ -218,9 +244,6 @@ class SearchResult:
         """
         import yaml
 
-        one = self.chosen or self.nearest
-        if one is None:
-            raise ValueError("result: expected a student that was judged; there is none")
-        section = {"distill": {"students": {name: dict(one.section)}}}
+        section = {"distill": {"students": {name: dict(self.student.section)}}}
         text: str = yaml.safe_dump(section, sort_keys=False, allow_unicode=True)
         return text
