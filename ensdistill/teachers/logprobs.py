@@ -213,7 +213,7 @@ def _id_of(known: Mapping[str, int | None], text: str, place: int) -> int:
     if token is None:
         why = "several tokens have it" if text in known else "no token has it"
         raise ValueError(
-            f"answers: expected texts of one token each; answer {place} has {text!r}, and {why}: the tokenizer "
-            "is not the model's, or ask the server for token ids (vLLM: prompt_logprobs)"
+            f"answers: expected texts of one token each; answer {place} has {text!r}, and {why}: the "
+            "tokenizer is not the model's, or ask the server for token ids (vLLM: prompt_logprobs)"
         )
     return token
