@@ -115,6 +115,11 @@ def plan_predictions(
     if not len(rows):
         raise ValueError("rows: expected at least one; got none")
     task = task_of(ensemble)
+    if rows.task != task and rows.known.any():
+        raise ValueError(
+            f"rows.labels: expected labels of the ensemble's task, {task}, or none (-100), because a student "
+            f"learns from both; got those of {rows.task} ({rows.labels.dtype} {list(rows.labels.shape)})"
+        )
     codec = codec_of(codec, task)  # a caller may have the codec of this name of another task
     order, uids = row_order(rows.uids)
     predict = predictor(ensemble, rows, augment)

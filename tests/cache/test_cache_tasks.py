@@ -153,7 +153,8 @@ def test_caches_at_a_url(tmp_path, task, caches):
 def test_each_version_of_a_sample_has_targets_of_its_own(tmp_path, task):
     matrix = np.random.default_rng(0).integers(-3, 4, (64, 10)).astype(np.float32)
     pixels = (digits(N)[1].inputs[:, 1:] / 16).reshape(N, 1, 8, 8)
-    rows = Rows(pixels, digits(N)[1].uids, labelled(N)[1].labels)
+    labels = labelled(N)[1].labels
+    rows = Rows(pixels, digits(N)[1].uids, labels if task == "multilabel" else labels.astype(np.float64))
 
     class Seeing(Labellers if task == "multilabel" else Regressors):
         def predict_logits(self, inputs):
@@ -331,3 +332,16 @@ def test_tables_of_other_tasks_name_their_columns(tmp_path, caches):
     export_parquet(mixed, tmp_path / "l.parquet")
     found = np.stack(parquet.read_table(tmp_path / "l.parquet")["log_odds"].to_numpy())
     assert np.array_equal(found, mixed.gather_logits(np.arange(230))[0])
+
+
+def test_rows_with_labels_of_another_task_are_refused_before_a_member_predicts(tmp_path):
+    teachers, rows = digits(N)
+    other = Rows(rows.inputs, rows.uids, labelled(N)[1].labels)
+    with pytest.raises(
+        ValueError,
+        match=r"rows\.labels: expected labels of the ensemble's task, classification, .*multilabel",
+    ):
+        cache_targets(teachers, other, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+    unknown = Rows(rows.inputs, rows.uids, np.full((N, 10), -1, np.int8))
+    assert len(cache_targets(teachers, unknown, tmp_path / "cache").uids) == N
