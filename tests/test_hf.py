@@ -1,5 +1,7 @@
 """Targets of a cache in the trainer of Hugging Face."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,10 @@ def sequences():
     return texts()
 
 
-@pytest.fixture(scope="module", params=["topk5-20", "topk-20", "draws-30"])
+slow = partial(pytest.param, marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", params=["topk5-20", slow("topk-20"), slow("draws-30")])
 def cache(request, sequences, tmp_path_factory):
     ensemble = LanguageEnsemble([llama(1), llama(2)])
     path = tmp_path_factory.mktemp("tokens") / "cache"
