@@ -57,17 +57,7 @@ class CodedTopK(TopK):
         }
 
     def encode(self, batch: Batch) -> Encoded:
-        from ensdistill.loss import encoders
-
-        stored, _ = encoders.top_k_targets(
-            batch.logits,
-            self.k,
-            temperature=batch.temperature or 1.0,
-            weights=batch.weights,
-            combiner=batch.combiner,
-            impl=batch.impl,
-        )
-        assert stored.tail_log_mass is not None
+        stored, kl = self.likeliest(batch)
         ids, log_p = stored.ids.cpu().numpy().astype(np.int32), stored.log_probs.double().cpu().numpy()
         order = np.argsort(ids, 1)
         ids, log_p = np.take_along_axis(ids, order, 1), np.take_along_axis(log_p, order, 1)
@@ -78,15 +68,14 @@ class CodedTopK(TopK):
         step = (np.minimum(below.max(1), HALF) / largest).astype(np.float16)
         codes = np.rint(below / np.where(step > 0, step.astype(np.float64), 1.0)[:, None])
         codes = np.where(absent, 2**self.bits - 1, np.clip(codes, 0, largest[:, None])).astype(np.int32)
-        return Encoded(
-            {
-                "tail_log_mass": stored.tail_log_mass.cpu().numpy(),
-                "top": top,
-                # Not below the smallest float16: a step of 0 has no sign to mark an absent class by.
-                "step": np.where(absent.any(1), -np.maximum(step, np.float16(6e-8)), step),
-                "entries": shards.pack_sorted(ids, codes, batch.logits.shape[-1], self.bits),
-            }
-        )
+        fields = {
+            "tail_log_mass": stored.tail_log_mass.cpu().numpy(),
+            "top": top,
+            # Not below the smallest float16: a step of 0 has no sign to mark an absent class by.
+            "step": np.where(absent.any(1), -np.maximum(step, np.float16(6e-8)), step),
+            "entries": shards.pack_sorted(ids, codes, batch.logits.shape[-1], self.bits),
+        }
+        return Encoded(fields, self.cost(fields, log_p, kl, batch))
 
     def listed(self, fields: Fields, classes: int) -> tuple[np.ndarray, np.ndarray]:
         ids, log_p = self.entries(fields, classes)

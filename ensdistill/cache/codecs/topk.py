@@ -41,9 +41,19 @@ class TopK(Codec):
         return {"tail_log_mass": ("<f4", ()), "log_probs": ("<f2", (self.k,)), "ids": ("|u1", (packed,))}
 
     def encode(self, batch: Batch) -> Encoded:
+        stored, kl = self.likeliest(batch)
+        fields = {
+            "tail_log_mass": stored.tail_log_mass.cpu().numpy(),
+            "log_probs": stored.log_probs.half().cpu().numpy(),
+            "ids": pack_ids(stored.ids.cpu().numpy(), batch.logits.shape[-1]),
+        }
+        return Encoded(fields, self.cost(fields, stored.log_probs.double().cpu().numpy(), kl, batch))
+
+    def likeliest(self, batch: Batch) -> tuple[Any, np.ndarray]:
+        """The mixture's k likeliest classes as the loss's ``TopK``, in float32, and the KL [N] to them."""
         from ensdistill.loss import encoders
 
-        stored, _ = encoders.top_k_targets(
+        stored, kl = encoders.top_k_targets(
             batch.logits,
             self.k,
             temperature=batch.temperature or 1.0,
@@ -51,15 +61,20 @@ class TopK(Codec):
             combiner=batch.combiner,
             impl=batch.impl,
         )
-        assert stored.tail_log_mass is not None
-        # The encoder's KL is of float32; the certified one is of the bytes, so it is measured from these.
-        return Encoded(
-            {
-                "tail_log_mass": stored.tail_log_mass.cpu().numpy(),
-                "log_probs": stored.log_probs.half().cpu().numpy(),
-                "ids": pack_ids(stored.ids.cpu().numpy(), batch.logits.shape[-1]),
-            }
-        )
+        return stored, kl.cpu().numpy()
+
+    def cost(self, fields: Fields, log_p: np.ndarray, kl: np.ndarray, batch: Batch) -> np.ndarray:
+        """The KL [1, N] to the stored rows, from that to the rows in float32: only listed classes differ.
+
+        ``log_p`` [N, k] are their exact log-probabilities. Decoding whole rows takes longer than encoding
+        them.
+        """
+        log_q = self.listed(fields, batch.logits.shape[-1])[1].astype(np.float64)
+        p = np.exp(log_p)
+        with np.errstate(invalid="ignore"):
+            moved = np.where(p == 0, 0.0, p * (log_p - log_q))
+        whole = np.exp(log_q).sum(1) + np.exp(fields["tail_log_mass"].astype(np.float64))
+        return np.maximum(kl + moved.sum(1) + np.log(whole), 0.0)[None]
 
     def decode(self, fields: Fields, classes: int) -> np.ndarray:
         """The tail's mass is spread evenly over the classes that are not listed."""
