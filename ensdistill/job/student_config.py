@@ -185,7 +185,8 @@ class StudentConfig(SearchedStudent):
             check_decay("ema", self.ema)
         as_setting(self.preprocess)  # which stays as it is written: a fingerprint is made of it
         # The number of steps of an automatic training is not known yet.
-        if self.optimization.steps not in (AUTO, self.baseline.steps):
+        steps = {self.optimization.steps, self.baseline.steps}
+        if len(steps) > 1 and AUTO not in steps:
             raise ValueError(
                 f"direct.steps: expected the student's, {self.optimization.steps}, for a fair comparison; "
                 f"got {self.baseline.steps}"

@@ -99,9 +99,11 @@ def test_a_manifest_has_the_same_fields(stored, tmp_path, kind):
         k: v for k, v in before.items() if k not in measured
     }
     assert [shard["bytes"] for shard in now["shards"]] == [shard["bytes"] for shard in before["shards"]]
+    # Of top-k rows the cost follows from their log-probabilities in float32.
+    absolute = 2e-7 if "topk" in kind else 1e-12
     for name, part in before["statistics"]["members"].items():
         assert now["statistics"]["members"][name].keys() == part.keys()
-        assert now["statistics"]["members"][name]["max"] == pytest.approx(part["max"], rel=1e-6, abs=1e-12)
+        assert now["statistics"]["members"][name]["max"] == pytest.approx(part["max"], rel=1e-6, abs=absolute)
 
 
 def softmax(logits):

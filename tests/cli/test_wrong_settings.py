@@ -13,7 +13,7 @@ SMALL, MEMBER = "distill.students.small", "teachers.members.0.init_args"
     [
         # A name that no setting has, at every depth; the nearest one is suggested.
         ({"sedes": 2}, [], "sedes: there is no such setting; known: data, teachers, cache, distill, name, "),
-        ({"sedes": 2}, [], "max_test_copies, show_rows, minutes, trials. Did you mean 'seeds'?"),
+        ({"sedes": 2}, [], "max_test_copies, show_rows, minutes, trials, refit. Did you mean 'seeds'?"),
         (
             {"distill.loss.temprature": 2},
             [],
@@ -189,7 +189,8 @@ SMALL, MEMBER = "distill.students.small", "teachers.members.0.init_args"
         (
             {"cache.codec": "uint9"},
             [],
-            "cache.codec: expected one of uint8, fp16, bf16, fp32, topk-N, counts-N (N a number, for counts "
+            "cache.codec: expected one of uint8, fp16, bf16, fp32, topk-N, topk4-N, topk5-N, topk6-N, topk8-N, "
+            "counts-N, draws-N (N a number, for counts "
             "at",
         ),
         ({"distill.loss.divergence": "kl"}, [], "distill.loss.divergence: expected"),

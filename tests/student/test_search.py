@@ -192,7 +192,7 @@ def test_a_journal_of_other_validation_rows_is_refused(found, material):
 def test_the_section_trains_the_chosen_student_without_a_search(found):
     section = yaml.safe_load(found[0].yaml("small"))["distill"]["students"]["small"]
     assert section["model"]["class_path"] == "ensdistill.models.MLP"
-    assert section["optimization"]["steps"] == section["direct"]["steps"]
+    assert section["direct"]["steps"] == section["direct"]["learning_rate"] == "auto"
     from ensdistill.job.search_config import found_student
     from ensdistill.job.student_config import StudentConfig
 
@@ -208,9 +208,7 @@ def test_the_chosen_student_is_trained_as_long_as_one_without_a_search(material)
     built = Builder(known, 0)(Tiny().candidates(known.about)[0])
     space = known.space(built.candidate, "student", 96)
     values = space.defaults() | {"rate": 0.01, "batch": 64}
-    tried, longer = (
-        section_of(built, space, values, None, space, rows)["optimization"] for rows in (None, material.rows)
-    )
+    tried, longer = (section_of(built, space, values, rows)["optimization"] for rows in (None, material.rows))
     assert (tried["steps"], tried["learning_rate"]) == (96, 0.01)
     assert (longer["steps"], longer["learning_rate"]) == (2016, 0.0051)  # 0.4 for 67 times the steps
     assert tried["batch_size"] == longer["batch_size"] == 64

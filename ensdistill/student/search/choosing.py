@@ -14,7 +14,7 @@ from ensdistill.student.search.latency import Latency
 from ensdistill.student.search.result import Cost, Point, SearchResult
 from ensdistill.student.search.rows import Judged
 from ensdistill.student.search.section import section_of
-from ensdistill.student.search.space import ROLES, Role
+from ensdistill.student.search.space import ROLES
 
 if TYPE_CHECKING:
     from ensdistill.student.search.search import _Search
@@ -41,7 +41,7 @@ def chosen_of(search: _Search) -> SearchResult:
             f"{sum(one.state == 'failed' for one in records)} trials: name other families"
         )
     of = search.judgement
-    points = sorted((_point(search, one, direct, records) for one in bests), key=_size)
+    points = sorted((_point(search, one, direct) for one in bests), key=_size)
     points = [replace(one, frontier=_leads(one, points)) for one in points]
     points = [_timed(search, one) if one.frontier else one for one in points]
     settings = search.settings
@@ -54,7 +54,7 @@ def chosen_of(search: _Search) -> SearchResult:
     if chosen is None:
         nearest = max(allowed or points, key=_merit)
     untried = None if nearest is None else _untried(search, nearest, records)
-    own = _timed(search, _point(search, direct, direct, records))
+    own = _timed(search, _point(search, direct, direct))
     ratio = {name: Kept(0.0, None, None, one.basis) for name, one in own.kept.items()}
     return SearchResult(
         tuple(points),
@@ -91,27 +91,24 @@ def _untried(search: _Search, nearest: Point, records: Sequence[Record]) -> Poin
     assert best is not None
     space = search.space("student", key)
     values = moved(best, search.space("student", nearest.candidate), space)
-    section = _section(search, key, "student", values, records)
+    section = _section(search, key, values)
     one = built[key]
     assert one.parameters is not None
     assert one.bytes is not None
     return Point(key, one.parameters, one.bytes, None, "", {}, {}, values, section)
 
 
-def _section(
-    search: _Search, key: str, role: Role, values: Mapping[str, Any], records: Sequence[Record]
-) -> dict[str, Any]:
+def _section(search: _Search, key: str, values: Mapping[str, Any]) -> dict[str, Any]:
     own, given = search.settings.steps is not None, search.lessons.mixtures
     rows = None if own else given[values.get("mixture", next(iter(given)))][0]
-    same, direct_space = best_of(records, "direct", key), search.space("direct", key)
-    return section_of(search.ladders.built[key], search.space(role, key), values, same, direct_space, rows)
+    return section_of(search.ladders.built[key], search.space("student", key), values, rows)
 
 
-def _point(search: _Search, record: Record, direct: Record, records: Sequence[Record]) -> Point:
+def _point(search: _Search, record: Record, direct: Record) -> Point:
     of, key = search.judgement, record.candidate
     section: dict[str, Any] = {}
     if record.role == "student":
-        section = _section(search, key, record.role, record.values, records)
+        section = _section(search, key, record.values)
     return Point(
         key,
         record.parameters,

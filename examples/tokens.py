@@ -1,0 +1,176 @@
+"""Three small language models become one of a quarter of their size, on descriptions of Debian's packages.
+
+    python -m examples.tokens [--seeds 1] [--steps 1500] [--out runs/tokens]
+
+Trains a BPE tokenizer of 8 192 tokens and three GPTs, stores their next-token targets once, and trains the
+small one by three losses: on the texts alone (direct), from the best teacher, and from all. It prints the
+loss on held-out texts, in nats a token. Longer descriptions come with `apt-get update -o Acquire::Languages=en`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+
+from ensdistill import cache_targets
+from ensdistill.data.tokens import TokenSequences
+from ensdistill.hf import CachedDistillation
+from ensdistill.teachers.tokens import LanguageEnsemble
+from examples.make_packages import listed
+
+LENGTH = 64  # tokens of a sequence: descriptions follow each other, each with an end
+VOCABULARY = 8192
+END = "<end>"
+
+
+def corpus() -> list[str]:
+    """The descriptions, once each, in the order of their packages' names."""
+    found = {}
+    for fields in listed():
+        found[fields["Package"]] = fields.get("Description-en") or fields.get("Description") or ""
+    return list(dict.fromkeys(text for _, text in sorted(found.items()) if text))
+
+
+def packed(texts: list[str], seed: int) -> tuple[TokenSequences, TokenSequences]:
+    """Sequences to learn from, and a tenth of the texts held out."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    order = np.random.default_rng(0).permutation(len(texts))  # the same texts are held out for all seeds
+    held = set(order[: len(texts) // 10].tolist())
+    parts: dict[bool, list[int]] = {True: [], False: []}
+    tokenizer.train_from_iterator((text for i, text in enumerate(texts) if i not in held), trainer)
+    for i, one in enumerate(tokenizer.encode_batch(texts)):
+        parts[i in held] += [*one.ids, 0]
+    whole = [
+        [{"input_ids": ids[i : i + LENGTH]} for i in range(0, len(ids) - LENGTH, LENGTH)]
+        for ids in (parts[False], parts[True])
+    ]
+    learned, judged = (TokenSequences(one, VOCABULARY) for one in whole)
+    return learned, judged
+
+
+def gpt(width: int, layers: int, seed: int) -> GPT2LMHeadModel:
+    torch.manual_seed(seed)
+    sizes = {"n_embd": width, "n_layer": layers, "n_head": 4, "n_positions": LENGTH}
+    nothing = {"bos_token_id": 0, "eos_token_id": 0, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0}
+    return GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, **sizes, **nothing))
+
+
+def train(model: Any, sequences: TokenSequences, steps: int, out: Path, seed: int, **more: Any) -> Any:
+    arguments = TrainingArguments(
+        str(out),
+        max_steps=steps,
+        per_device_train_batch_size=16,
+        learning_rate=2e-3,
+        lr_scheduler_type="cosine",
+        warmup_steps=steps // 20,
+        weight_decay=0.01,
+        seed=seed,
+        remove_unused_columns=False,
+        report_to=[],
+        save_strategy="no",
+        logging_steps=max(1, steps // 4),
+        use_cpu=not torch.cuda.is_available(),
+        disable_tqdm=True,
+    )
+    Trainer(model, arguments, **more, train_dataset=sequences).train()
+    return model.eval()
+
+
+def plain(features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """A batch of sequences of one length, without targets."""
+    return {name: torch.tensor([one[name] for one in features]) for name in ("input_ids", "labels")}
+
+
+def loss(members: list[Any], sequences: TokenSequences) -> float:
+    """Nats a token of the members' mean probabilities."""
+    ensemble, total = LanguageEnsemble(members, batch_size=32), 0.0
+    for start in range(0, len(sequences), 32):
+        batch = sequences.rows.inputs[np.arange(start, min(start + 32, len(sequences)))]
+        counted = batch["counted"].astype(bool)
+        follows = torch.from_numpy(batch["input_ids"][:, 1:][counted[:, :-1]].astype(np.int64))
+        log_p = torch.cat(list(ensemble.predict_parts(batch)), 1).double().log_softmax(-1)
+        mixed = torch.logsumexp(log_p, 0) - np.log(len(members))
+        total -= float(mixed.gather(-1, follows[:, None]).sum())
+    return total / int(sequences.lengths.sum())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=1500, help="of each teacher; students have as many")
+    parser.add_argument("--sequences", type=int, default=24_000, help="that models learn from, at most")
+    parser.add_argument("--codec", default="topk5-50")
+    parser.add_argument("--out", type=Path, default=Path("runs/tokens"))
+    options = parser.parse_args(arguments)
+    texts = corpus()
+    for seed in range(options.seeds):
+        learned, judged = packed(texts, seed)
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(learned))[: options.sequences])
+        learned = TokenSequences([learned[i] | {"labels": None} for i in chosen.tolist()], VOCABULARY)
+        folder, steps = options.out / f"seed-{seed}", options.steps
+        print(
+            f"seed {seed}: {len(learned):,} sequences of {LENGTH} tokens, {len(judged):,} held out",
+            flush=True,
+        )
+        teachers = [
+            train(
+                gpt(96, 3, 10 * seed + k),
+                learned,
+                steps,
+                folder / f"teacher-{k}",
+                10 * seed + k,
+                data_collator=plain,
+            )
+            for k in range(3)
+        ]
+        losses = [loss([one], judged) for one in teachers]
+        best = int(np.argmin(losses))
+        found = {f"teacher {k + 1}": one for k, one in enumerate(losses)} | {
+            "ensemble": loss(teachers, judged)
+        }
+        for name, members in (("best teacher's student", [teachers[best]]), ("ensemble's student", teachers)):
+            cache = cache_targets(
+                LanguageEnsemble(members),
+                learned.rows,
+                folder / name.replace(" ", "-").replace("'", ""),
+                lengths=learned.lengths,
+                codec=options.codec,
+                mixture_at=1.0,
+                batch_size=64,
+                overwrite=True,
+            )
+            student = gpt(32, 2, 100 + seed)
+            distil = CachedDistillation(student, cache)
+            train(student, learned, steps, folder / "student", seed, **distil.arguments)
+            found[name] = loss([student], judged)
+            stored = cache.layout.bytes
+        found["direct"] = loss(
+            [train(gpt(32, 2, 100 + seed), learned, steps, folder / "direct", seed, data_collator=plain)],
+            judged,
+        )
+        gain = found["direct"] - found["ensemble"]
+        for name, value in found.items():
+            print(f"  {name:24} {value:.4f}   {100 * (found['direct'] - value) / gain:5.0f} % of the gain")
+        sizes = [sum(p.numel() for p in one.parameters()) for one in (teachers[0], gpt(32, 2, 0))]
+        print(f"  {sizes[0]:,} parameters a teacher, {sizes[1]:,} the student", flush=True)
+        print(f"  {stored} bytes a token ({options.codec})", flush=True)
+
+
+if __name__ == "__main__":
+    main()
