@@ -4,7 +4,8 @@
 
 Trains a BPE tokenizer of 8 192 tokens and three GPTs, stores their next-token targets once, and trains the
 small one by three losses: on the texts alone (direct), from the best teacher, and from all. It prints the
-loss on held-out texts, in nats a token. Longer descriptions come with `apt-get update -o Acquire::Languages=en`.
+loss on held-out texts, in nats a token. Longer descriptions come with
+`apt-get update -o Acquire::Languages=en`.
 """
 
 from __future__ import annotations
