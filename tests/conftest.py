@@ -57,6 +57,15 @@ def module_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     return load
 
 
+@pytest.fixture(autouse=True)
+def no_state_of_accelerate() -> Iterator[None]:
+    """A trainer of Hugging Face leaves settings of its process behind, which the next accelerator has to share."""
+    yield
+    if (state := sys.modules.get("accelerate.state")) is not None:
+        state.AcceleratorState._reset_state(reset_partial_state=True)
+        state.GradientState._reset_state()
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """torch uses one thread, as a process of a job does: small trainings have the same bits, and are faster."""
