@@ -27,6 +27,7 @@ N = 300
 LOGITS = np.random.default_rng(0).normal(0, 4, (2, N, 10)).astype(np.float32)
 NUMBERS = np.arange(N)
 ROWS = Rows(NUMBERS[:, None].astype(np.float32), NUMBERS, NUMBERS % 10)
+UNLABELLED = Rows(ROWS.inputs, ROWS.uids, np.full(len(NUMBERS), -100))
 OWN = Rows(ROWS.inputs, 7 * NUMBERS[::-1] - 50, ROWS.labels)  # with uids of a data set's own
 OPTIONS = {"shard_rows": 100, "batch_size": 32}
 
@@ -94,13 +95,13 @@ def moments(folder: Path, pause: float = 0.0) -> None:
     teachers = SimpleNamespace(
         task="regression", predict_moments=predict, fingerprint=lambda: {"members": ["a", "b"]}, **about
     )
-    cache_targets(teachers, ROWS, folder, overwrite=True, **OPTIONS)
+    cache_targets(teachers, UNLABELLED, folder, overwrite=True, **OPTIONS)
 
 
 def labels(folder: Path) -> None:
     teachers = ensemble()
     teachers.task = "multilabel"
-    cache_targets(teachers, ROWS, folder, overwrite=True, **OPTIONS)
+    cache_targets(teachers, UNLABELLED, folder, overwrite=True, **OPTIONS)
 
 
 def converted(folder: Path) -> None:

@@ -92,7 +92,11 @@ def make(folder: Path, sequences: bool, first: int = 0, task: str = "classificat
     numbers = np.arange(N)
     lengths = numbers % 5 + 1 if sequences else None
     cache_targets(
-        teachers, Rows(numbers[:, None], numbers + first, numbers), folder, shard_rows=32, lengths=lengths
+        teachers,
+        Rows(numbers[:, None], numbers + first, np.full(N, -100)),
+        folder,
+        shard_rows=32,
+        lengths=lengths,
     )
 
 

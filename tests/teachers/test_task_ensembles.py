@@ -313,6 +313,6 @@ def test_regression_ensembles_are_saved(tmp_path):
 def test_a_cache_has_the_task_of_its_ensemble(tmp_path):
     from ensdistill.cache import cache_targets
 
-    rows = Rows(X, np.arange(80), np.zeros(80, np.int64))
+    rows = Rows(X, np.arange(80), np.full(80, -100))
     for ensemble in (multilabel(np.zeros((1, 80, 3))), regression(np.zeros((1, 80, 3)))):
         assert cache_targets(ensemble, rows, tmp_path / ensemble.task).task == ensemble.task
