@@ -17,7 +17,8 @@ import yaml
 import ensdistill.job.scheduler as job
 from ensdistill.cli.main import main
 from ensdistill.job import evaluate
-from ensdistill.job.run_folder import RunFolder, Unit
+from ensdistill.job.run_folder import RunFolder
+from ensdistill.job.unit import Unit
 from ensdistill.report import figures, html
 
 OPTIMIZATION = {"steps": 30, "batch_size": 32, "learning_rate": 0.02, "schedule": "cosine"}

@@ -15,7 +15,8 @@ from benchmarks.quality.serving import latencies
 from ensdistill.common.files import read_json, write_json
 from ensdistill.common.fingerprint import digest
 from ensdistill.job.preflight import run_preflight
-from ensdistill.job.run_folder import RunFolder, Unit
+from ensdistill.job.run_folder import RunFolder
+from ensdistill.job.unit import Unit
 from ensdistill.report.results import RunResults
 from ensdistill.student.preflight import Preflight
 

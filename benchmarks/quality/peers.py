@@ -30,7 +30,8 @@ from ensdistill.data import Split
 from ensdistill.data import batches as b
 from ensdistill.data.samples import joined, whole
 from ensdistill.job.prepared import prepare_student
-from ensdistill.job.run_folder import RunFolder, Unit
+from ensdistill.job.run_folder import RunFolder
+from ensdistill.job.unit import Unit
 from ensdistill.teachers import Ensemble
 
 HERE = Path(__file__).parent

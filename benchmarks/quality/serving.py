@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ensdistill.job.run_folder import RunFolder, Unit
+from ensdistill.job.run_folder import RunFolder
+from ensdistill.job.unit import Unit
 from ensdistill.student.search.latency import latency_of
 from ensdistill.teachers import Ensemble
 from ensdistill.teachers.members import Member, load_member

@@ -23,7 +23,8 @@ def show(config: Config, changed: bool) -> None:
     """
     from rich.console import Console
 
-    from ensdistill.job.run_folder import RunFolder, Unit
+    from ensdistill.job.run_folder import RunFolder
+    from ensdistill.job.unit import Unit
     from ensdistill.report.frontier import lines
 
     run = RunFolder(config)

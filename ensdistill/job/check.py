@@ -23,12 +23,13 @@ from ensdistill.job.config import Config
 from ensdistill.job.estimators import fitted_preprocess
 from ensdistill.job.prepared import prepare, prepare_student
 from ensdistill.job.rows_check import check_rows
-from ensdistill.job.run_folder import RunFolder, Unit
+from ensdistill.job.run_folder import RunFolder
 from ensdistill.job.searching import check_search
 from ensdistill.job.shrinking import check_shrink
 from ensdistill.job.stored import check_stored
 from ensdistill.job.student_config import StudentConfig
 from ensdistill.job.task_check import check_task
+from ensdistill.job.unit import Unit
 from ensdistill.student.accumulation import check_divides
 from ensdistill.student.module_patterns import chosen
 from ensdistill.student.preconditions import build_student

@@ -32,9 +32,10 @@ from ensdistill.job.predictions import (
     others_of,
     served,
 )
-from ensdistill.job.run_folder import RunFolder, Unit
+from ensdistill.job.run_folder import RunFolder
 from ensdistill.job.scaling import calibration_rows
 from ensdistill.job.thresholds import Thresholds
+from ensdistill.job.unit import Unit
 from ensdistill.loss import ops
 from ensdistill.report.footnotes import NETWORKS, SCALING
 from ensdistill.report.measures import MEASURES

@@ -19,10 +19,11 @@ from ensdistill.job.contents import report_of
 from ensdistill.job.evaluate import latency
 from ensdistill.job.exports import FOLDER, figures_file, fingerprint_of
 from ensdistill.job.model_card import model_card
-from ensdistill.job.run_folder import RunFolder, Unit
+from ensdistill.job.run_folder import RunFolder
 from ensdistill.job.scaling import calibration_rows
 from ensdistill.job.serving import command_for, student_folder
 from ensdistill.job.thresholds import Thresholds
+from ensdistill.job.unit import Unit
 from ensdistill.report.measures import MEASURES
 from ensdistill.report.multilabel_metrics import LabelProbabilities
 from ensdistill.report.regression_metrics import Forecasts

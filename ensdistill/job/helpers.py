@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from ensdistill.job.config import Config
-    from ensdistill.job.run_folder import RunFolder, Unit
+    from ensdistill.job.run_folder import RunFolder
+    from ensdistill.job.unit import Unit
 
 StartWorker = Callable[[Any], "RunFolder"]
 

@@ -13,7 +13,8 @@ from safetensors.numpy import load_file
 from ensdistill.cache import TargetCache
 from ensdistill.common.random import random_generator
 from ensdistill.job.prepared import prepare_student
-from ensdistill.job.run_folder import RunFolder, Unit
+from ensdistill.job.run_folder import RunFolder
+from ensdistill.job.unit import Unit
 from ensdistill.student.preflight import HeldOut, Preflight, Spread, mean_spread, preflight
 from ensdistill.student.units import Units
 from ensdistill.teachers import Ensemble

@@ -23,7 +23,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ from ensdistill.job.planned import plan_of, write_plan
 from ensdistill.job.search_config import found_student
 from ensdistill.job.shrinking import shrunk_student
 from ensdistill.job.student_config import WATCHING, StudentConfig
+from ensdistill.job.unit import Unit
 from ensdistill.student.automatic import with_numbers
 from ensdistill.student.trainer import Trained
 from ensdistill.teachers.auto import Plan
@@ -60,39 +61,6 @@ from ensdistill.teachers.stack.fitting import versions
 
 TRAINING = "training"
 PLAN = "teachers.yaml"
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One piece of work: a stage of a seed, for ``direct`` and ``distill`` of one student.
-
-    Parameters
-    ----------
-    stage : str
-    seed : int
-    student : str
-    trial : bool
-        Whether it is of the run's trial, which has no rows that judge searched students.
-    """
-
-    stage: str
-    seed: int
-    student: str = ""
-    trial: bool = False
-
-    def __str__(self) -> str:
-        return f"seed {self.seed} · {self.name}{' ' + self.student if self.student else ''}"
-
-    @property
-    def name(self) -> str:
-        """The stage, as it is shown."""
-        return f"trial {self.stage}" if self.trial else self.stage
-
-    def needs(self) -> list[Unit]:
-        """The units whose results this one reads; of a search, of the run in which it is done."""
-        if self.stage in ("cache", "shrink"):
-            return [Unit("teachers", self.seed, trial=self.trial)]
-        return [Unit("cache", self.seed, trial=self.trial)] if self.stage in ("distill", "search") else []
 
 
 class RunFolder:

@@ -15,8 +15,9 @@ import numpy as np
 
 from ensdistill.cache import TargetCache
 from ensdistill.common.combiners import Combiner
-from ensdistill.job.run_folder import RunFolder, Unit
+from ensdistill.job.run_folder import RunFolder
 from ensdistill.job.stored import of_transfer
+from ensdistill.job.unit import Unit
 from ensdistill.teachers.fitting.calibration import PRIOR_ROWS, log_mixture
 from ensdistill.teachers.fitting.multilabel import mixture_of_labels
 from ensdistill.teachers.fitting.scaling import closest_scaling

@@ -23,8 +23,9 @@ from ensdistill.common.files import exclusive, read_json
 from ensdistill.common.fingerprint import digest
 from ensdistill.job.config import Config
 from ensdistill.job.helpers import Helpers, StartWorker
-from ensdistill.job.run_folder import RunFolder, Unit, finish, is_done
+from ensdistill.job.run_folder import RunFolder, finish, is_done
 from ensdistill.job.student_files import describe_students
+from ensdistill.job.unit import Unit
 
 _worker: dict[str, Any] = {}
 

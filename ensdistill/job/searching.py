@@ -18,9 +18,10 @@ from ensdistill.common.files import write_arrays
 from ensdistill.common.progress import UnitProgress
 from ensdistill.job.config import Config
 from ensdistill.job.rows_config import StudentRows
-from ensdistill.job.run_folder import RunFolder, Unit
+from ensdistill.job.run_folder import RunFolder
 from ensdistill.job.search_config import predictions, too_few
 from ensdistill.job.student_rows import choices, student_rows
+from ensdistill.job.unit import Unit
 from ensdistill.student.search import OtherSearch, Point, SearchResult, search_student
 from ensdistill.student.search.journal import ABOUT, optuna_of
 from ensdistill.student.search.rows import LEAST, SHARE

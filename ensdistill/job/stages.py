@@ -28,13 +28,14 @@ from ensdistill.job.estimators import distill_estimator, train_estimator_baselin
 from ensdistill.job.method_config import loss_of, loss_of_member
 from ensdistill.job.predictions import INTERVAL, HeldOut
 from ensdistill.job.prepared import prepare_student
-from ensdistill.job.run_folder import RunFolder, Unit, finish, keep
+from ensdistill.job.run_folder import RunFolder, finish, keep
 from ensdistill.job.searching import search
 from ensdistill.job.shrinking import shrink_member
 from ensdistill.job.stored import labelled_targets, of_transfer, warn_of_look_ups
 from ensdistill.job.student_config import StudentConfig
 from ensdistill.job.student_files import describe_students
 from ensdistill.job.student_rows import student_rows
+from ensdistill.job.unit import Unit
 from ensdistill.report.metrics import nll
 from ensdistill.student.live import Figures
 from ensdistill.teachers import Ensemble, train_ensemble

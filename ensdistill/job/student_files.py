@@ -7,8 +7,9 @@ from typing import Any
 from ensdistill.common.files import write_json
 from ensdistill.data.samples import form
 from ensdistill.job.config import Config
-from ensdistill.job.run_folder import RunFolder, Unit
+from ensdistill.job.run_folder import RunFolder
 from ensdistill.job.thresholds import thresholds_of
+from ensdistill.job.unit import Unit
 from ensdistill.student.serving.student import FILE, Described, description
 
 KINDS = {

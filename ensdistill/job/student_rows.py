@@ -15,9 +15,10 @@ from ensdistill.data import Rows
 from ensdistill.job.config import other_targets_refused
 from ensdistill.job.predictions import HeldOut
 from ensdistill.job.rows_config import StudentRows
-from ensdistill.job.run_folder import RunFolder, Unit
+from ensdistill.job.run_folder import RunFolder
 from ensdistill.job.search_config import enough_judge
 from ensdistill.job.stored import labelled_targets, of_transfer
+from ensdistill.job.unit import Unit
 from ensdistill.teachers import Ensemble
 
 REAL = ("labelled", "pool")  # the parts of a transfer set that are no synthetic rows

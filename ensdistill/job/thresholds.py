@@ -9,8 +9,9 @@ import numpy as np
 
 from ensdistill.common.tasks import Task
 from ensdistill.job.predictions import Prediction, direct_held_out
-from ensdistill.job.run_folder import RunFolder, Unit
+from ensdistill.job.run_folder import RunFolder
 from ensdistill.job.scaling import calibration_rows
+from ensdistill.job.unit import Unit
 from ensdistill.teachers import Ensemble
 from ensdistill.teachers.fitting.scaling import Scaling
 from ensdistill.teachers.members import Member, load_member

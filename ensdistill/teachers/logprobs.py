@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ensdistill.common.fingerprint import digest
 from ensdistill.data.rows import Rows
 from ensdistill.data.samples import Held
 from ensdistill.data.tokens import TokenSequences
+from ensdistill.teachers.tokens import POSITIONS, of_sequences
 
-POSITIONS = 256  # of which all log-probabilities exist at once
 SUM = 1e-3  # by which rounded probabilities may exceed 1 in all
 
 
@@ -149,17 +150,10 @@ class ServedLogProbs:
 
     def predict_logits(self, inputs: Mapping[str, Any]) -> Tensor:
         """The same of all sequences at once, [1, N, L, C]: the first positions of L are those that count."""
-        lengths = torch.from_numpy(np.asarray(inputs["counted"]).astype(bool).sum(1))
-        packed = torch.cat(list(self.predict_parts(inputs)), 1)
-        used = torch.arange(int(lengths.max())) < lengths[:, None]
-        out = packed.new_zeros((1, *used.shape, packed.shape[-1]))
-        out[:, used] = packed
-        return out
+        return of_sequences(torch.cat(list(self.predict_parts(inputs)), 1), inputs)
 
     def fingerprint(self) -> dict[str, Any]:
         """Digest of all numbers."""
-        from ensdistill.common.fingerprint import digest
-
         parts = [np.concatenate(self._ids), np.concatenate(self._log_p), self._begins]
         return {"members": {self.names[0]: digest(parts)}, "vocabulary": self.sequences.vocabulary}
 

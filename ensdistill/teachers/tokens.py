@@ -133,12 +133,7 @@ class LanguageEnsemble:
 
     def predict_logits(self, inputs: Mapping[str, Any]) -> Tensor:
         """The same of all sequences at once, [K, N, L, C]: the first positions of L are those that count."""
-        packed = torch.cat(list(self.predict_parts(inputs)), 1)
-        lengths = torch.from_numpy(np.asarray(inputs["counted"]).astype(bool).sum(1))
-        used = torch.arange(int(lengths.max())) < lengths[:, None]
-        out = packed.new_zeros((len(packed), *used.shape, packed.shape[-1]))
-        out[:, used.to(out.device)] = packed
-        return out
+        return of_sequences(torch.cat(list(self.predict_parts(inputs)), 1), inputs)
 
     def fingerprint(self) -> dict[str, Any]:
         """Digests of weights, configuration and tokenizer, and how members are mixed."""
@@ -190,6 +185,15 @@ class LanguageEnsemble:
             return log_p[chosen.to(log_p.device), torch.arange(log_p.shape[1], device=log_p.device)][None]
         ce = -log_p.gather(-1, follows.to(log_p.device).expand(len(log_p), -1)[..., None])[..., 0]
         return torch.logsumexp(log_p + weights_of_positions(ce, self.weighting).log()[..., None], 0)[None]
+
+
+def of_sequences(packed: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+    """Rows [K, M, C] of the positions that count as [K, N, L, C], the first of each sequence's L."""
+    lengths = torch.from_numpy(np.asarray(inputs["counted"]).astype(bool).sum(1))
+    used = torch.arange(int(lengths.max())) < lengths[:, None]
+    out = packed.new_zeros((len(packed), *used.shape, packed.shape[-1]))
+    out[:, used.to(out.device)] = packed
+    return out
 
 
 def weights_of_positions(ce: Tensor, weighting: Weighting) -> Tensor:

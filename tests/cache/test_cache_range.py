@@ -34,7 +34,8 @@ from ensdistill.cli.settings import load_config
 from ensdistill.common.optimization import Optimization
 from ensdistill.functional import distillation_loss
 from ensdistill.job import stages
-from ensdistill.job.run_folder import RunFolder, Unit
+from ensdistill.job.run_folder import RunFolder
+from ensdistill.job.unit import Unit
 from ensdistill.models import MLP
 
 DENSE = ("uint8", "fp16", "bf16", "fp32")

@@ -14,7 +14,8 @@ from sklearn.naive_bayes import GaussianNB
 
 from ensdistill.cache import TargetCache
 from ensdistill.cli.settings import load_config
-from ensdistill.job.run_folder import RunFolder, Unit
+from ensdistill.job.run_folder import RunFolder
+from ensdistill.job.unit import Unit
 from ensdistill.teachers import Ensemble, estimators
 from ensdistill.teachers.auto import plan
 from ensdistill.teachers.auto.portfolio import Entry

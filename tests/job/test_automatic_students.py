@@ -11,7 +11,8 @@ from job_helpers import mlp, succeed, write_job
 from ensdistill.cli.settings import load_config
 from ensdistill.common.files import read_json
 from ensdistill.job.direct import train_baselines
-from ensdistill.job.run_folder import RunFolder, Unit
+from ensdistill.job.run_folder import RunFolder
+from ensdistill.job.unit import Unit
 from ensdistill.student.automatic import Automatic
 from ensdistill.student.trainer import StudentTrainer
 

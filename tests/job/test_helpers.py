@@ -13,7 +13,7 @@ import pytest
 from blocked_helper import Search, start, wait_for
 
 from ensdistill.job.helpers import Helpers
-from ensdistill.job.run_folder import Unit
+from ensdistill.job.unit import Unit
 
 SEARCHES = [Unit("search", seed, "small") for seed in range(2)]
 

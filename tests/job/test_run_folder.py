@@ -12,7 +12,8 @@ import pytest
 from job_helpers import fingerprints, job_file, run, stamps, succeed, trained, write_job
 
 from ensdistill.cli.settings import load_config
-from ensdistill.job.run_folder import RunFolder, Unit
+from ensdistill.job.run_folder import RunFolder
+from ensdistill.job.unit import Unit
 
 
 def test_the_units_and_their_needs(finished_job):

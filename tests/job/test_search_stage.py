@@ -12,8 +12,9 @@ import yaml
 from job_helpers import JOB, run, succeed, write_job
 
 from ensdistill.cli.settings import load_config
-from ensdistill.job.run_folder import RunFolder, Unit
+from ensdistill.job.run_folder import RunFolder
 from ensdistill.job.searching import _remove
+from ensdistill.job.unit import Unit
 from ensdistill.student.search.latency import Latency
 
 pytest.importorskip("optuna")

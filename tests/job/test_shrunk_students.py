@@ -17,9 +17,10 @@ from sklearn.naive_bayes import GaussianNB
 from ensdistill.cli.settings import load_config
 from ensdistill.data.preprocess import as_preprocess
 from ensdistill.job.prepared import prepare_student
-from ensdistill.job.run_folder import RunFolder, Unit
+from ensdistill.job.run_folder import RunFolder
 from ensdistill.job.shrinking import check_shrink, chosen_member, shrink_member, shrunk_student
 from ensdistill.job.student_config import StudentConfig
+from ensdistill.job.unit import Unit
 from ensdistill.models import MLP
 from ensdistill.student.preconditions import build_student
 from ensdistill.student.serving import Student

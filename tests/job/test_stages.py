@@ -19,8 +19,9 @@ from ensdistill.cli.settings import load_config
 from ensdistill.common.files import read_json
 from ensdistill.data import Digits, Split
 from ensdistill.job.contents import contents
-from ensdistill.job.run_folder import RunFolder, Unit
+from ensdistill.job.run_folder import RunFolder
 from ensdistill.job.stages import run_unit
+from ensdistill.job.unit import Unit
 from ensdistill.student import StudentTrainer, Validation
 from ensdistill.teachers.members import load_member
 

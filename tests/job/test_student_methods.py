@@ -11,8 +11,9 @@ from job_helpers import job_file, write_job
 from ensdistill.cache import TargetCache
 from ensdistill.cli.settings import load_config
 from ensdistill.job.method_config import loss_of, temperatures
-from ensdistill.job.run_folder import RunFolder, Unit
+from ensdistill.job.run_folder import RunFolder
 from ensdistill.job.stages import run_unit
+from ensdistill.job.unit import Unit
 from ensdistill.loss.settings import LossSettings
 from ensdistill.models import MLP
 from ensdistill.student import StudentTrainer

@@ -19,9 +19,10 @@ from ensdistill.data import Rows
 from ensdistill.job import stages
 from ensdistill.job.config import CacheConfig
 from ensdistill.job.rows_config import StudentRows
-from ensdistill.job.run_folder import RunFolder, Unit
+from ensdistill.job.run_folder import RunFolder
 from ensdistill.job.stored import labelled_targets
 from ensdistill.job.student_rows import Stored, choices, student_rows
+from ensdistill.job.unit import Unit
 from ensdistill.loss.settings import LossSettings
 
 OWN = {"synthetic": 0.25, "labelled": "mixed"}
