@@ -86,7 +86,7 @@ def run_results(*levels: dict[str, float], seeds: tuple[int, ...] = (0, 1, 2), *
             30_000,
             120_000,
             latency(0.4),
-            held_out_nll=[0.2] * len(seeds),
+            held_out=[0.2] * len(seeds),
             shapley={
                 "accuracy": [(weight / 2 + 0.01 * s, 0.0) for s in range(len(seeds))],
                 "nll": [(weight, 0.003) for _ in seeds],

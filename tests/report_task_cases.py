@@ -139,7 +139,7 @@ def _results(
             parameters=9,
             bytes=9,
             latency_ms=latency(0.3),
-            held_out_nll=[0.4] * len(seeds),
+            held_out=[0.4] * len(seeds),
             others=Predicted(**predicted(1.05 + 0.1 * i)),
             shapley={MEASURES[task].likelihood: [(0.2, 0.0) for _ in seeds]},
             **predicted(1.0 + 0.1 * i),

@@ -87,7 +87,8 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None, *, timed: boo
         ensembles.append(ensemble)
         shares.append(shares_of(mixed[-1], ensemble.weights, task, split.test.labels, split.test.weights))
         best.append(run.record(unit)["best_member"])
-        held_out.append(run.record(unit).get("held_out_nll", {}))
+        record = run.record(unit)
+        held_out.append(record.get("held_out_nll") or record.get("held_out_rmse") or {})
         report("teachers on the test rows", seed + 1, config.seeds)
 
     first, sample = ensembles[0], splits[0].test.inputs[: max(BATCH_SIZES)]
@@ -106,7 +107,7 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None, *, timed: boo
                 **fields_of([one.members[k] for one in mixed]),
                 others=others_of(mixed, k),
                 shapley=_shares_of_member(shares, k),
-                held_out_nll=own if len(own) == config.seeds else [],
+                held_out=own if len(own) == config.seeds else [],
                 **cost,
             )
         )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ensdistill.common.tasks import Task
-from ensdistill.report.measures import MEASURES, Measures
+from ensdistill.report.measures import MEASURES, Measures, held_out_key
 from ensdistill.report.results import SCALED, SHARED_KINDS, STUDENT_KINDS
 from ensdistill.report.verdict import METRIC_LABELS, deciding, kind_labels
 
@@ -80,13 +80,13 @@ def _auto(report: dict[str, Any]) -> list[str]:
     """The members of ``teachers: auto``, in sentences: their scores out of fold, and those left out."""
     if "auto" not in report:
         return []
-    auto, members = report["auto"], report["members"]
+    auto, members, key = report["auto"], report["members"], held_out_key(report["task"])
     scores = ", ".join(
-        f"{one['name']} {one['held_out_nll']['mean']:.4f} (weight {one['weight']['mean']:.2f})"
+        f"{one['name']} {one[key]['mean']:.4f} (weight {one['weight']['mean']:.2f})"
         for one in members
-        if "held_out_nll" in one
+        if key in one
     )
-    found = f" {out_of_fold(report['task'])}: {scores}." if scores else ""  # regressors have an RMSE
+    found = f" {out_of_fold(report['task'])}: {scores}." if scores else ""
     lines = [
         f"teachers: auto chose {len(members)} members for {auto['minutes']:g} minutes of one core (estimated "
         f"{auto['seconds']:.0f} s).{found}"
@@ -97,7 +97,7 @@ def _auto(report: dict[str, Any]) -> list[str]:
 
 def out_of_fold(task: Task) -> str:
     """The heading of members' scores on rows that they were not trained on."""
-    return f"{METRIC_LABELS[MEASURES[task].likelihood]} out of fold"
+    return f"{METRIC_LABELS['rmse' if task == 'regression' else MEASURES[task].likelihood]} out of fold"
 
 
 def _exported(export: dict[str, Any], measures: Measures) -> str:

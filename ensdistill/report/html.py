@@ -15,7 +15,7 @@ from ensdistill.report.captions import SEARCH, WHOLE, shown_figures
 from ensdistill.report.drawing import Drawn, in_parts, lay_out, png, styled, svg
 from ensdistill.report.frontier import draw
 from ensdistill.report.judge import judge
-from ensdistill.report.measures import MEASURES
+from ensdistill.report.measures import MEASURES, held_out_key
 from ensdistill.report.results import SHARED_KINDS, RunResults
 from ensdistill.report.verdict import METRIC_LABELS, headline, kind_labels
 
@@ -111,6 +111,7 @@ def render(report: dict[str, Any], drawings: Mapping[str, Drawn]) -> str:
         figures=shown_figures(report["task"], drawings),
         sections=sections.sections(report),
         notes=footnotes.footnotes(report),
+        held_out=held_out_key(report["task"]),
         cells=cells,
         footnotes=footnotes,
         outputs=outputs,

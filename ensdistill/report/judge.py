@@ -20,7 +20,7 @@ from ensdistill.report.bootstrap import (
     weighted_means,
 )
 from ensdistill.report.differences import furthest_rows, judge_agreement, output_names
-from ensdistill.report.measures import MEASURES, Metric
+from ensdistill.report.measures import MEASURES, Metric, held_out_key
 from ensdistill.report.results import (
     BATCHES,
     FAMILIES,
@@ -324,8 +324,8 @@ def _describe_member(member: MemberResult, results: RunResults, draws: _Draws) -
     weighting = {"weight": _over_seeds(member.weights)}
     if len(member.temperatures):
         weighting["temperature"] = _over_seeds(member.temperatures)
-    if len(member.held_out_nll):
-        weighting["held_out_nll"] = _over_seeds(member.held_out_nll)
+    if len(member.held_out):
+        weighting[held_out_key(results.task)] = _over_seeds(member.held_out)
     if member.others is not None:
         weighting["contribution"] = draws.gains(("", "ensemble"), (member.name, OTHERS))
     if member.shapley:

@@ -342,3 +342,8 @@ MEASURES: dict[Task, Measures] = {
     "regression": _NUMBERS,
 }
 METRICS = {metric.name: metric for measures in MEASURES.values() for metric in measures.metrics}
+
+
+def held_out_key(task: Task) -> str:
+    """The key of a member's score on rows that it was not trained on, in its part of the report."""
+    return "held_out_rmse" if task == "regression" else "held_out_nll"

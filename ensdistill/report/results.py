@@ -133,8 +133,9 @@ class MemberResult(Predictions):
         Its share of the mixture, one for each seed.
     temperatures : list of float
         The divisors of its logits, one for each seed; empty for a regressor, which has none.
-    held_out_nll : list of float
-        On folds of the labelled rows that it was not trained on, one for each seed; empty where it has none.
+    held_out : list of float
+        Its NLL on folds of the labelled rows that it was not trained on, of a regressor its RMSE; one for each
+        seed. Empty where it has none.
     others : Predicted, optional
         The mixture of the other members, with their weights in the same proportions. None where there is
         none, or where it was not computed.
@@ -151,7 +152,7 @@ class MemberResult(Predictions):
     bytes: int
     latency_ms: Latency
     note: str = ""
-    held_out_nll: Sequence[float] = ()
+    held_out: Sequence[float] = ()
     thresholds: Sequence[np.ndarray] = ()
     forecasts: Sequence[Forecasts] = ()
     others: Predicted | None = None

@@ -169,6 +169,8 @@ def test_a_run_of_numbers_has_a_report_in_the_data_s_units(numbers):
     held_out = load_file(folder / "seed-0" / "teachers" / "held_out.safetensors")
     assert held_out["mean"].shape == (3, 96, 2) or held_out["mean"].shape[0] == 3
     record = json.loads((folder / "seed-0" / "teachers" / "stage.json").read_text())
+    shown = {one["name"]: one["held_out_rmse"]["per_seed"][0] for one in report["members"]}
+    assert shown == record["held_out_rmse"]
     best = min(record["held_out_rmse"], key=record["held_out_rmse"].get)
     assert record["best_member"] == best
 

@@ -271,6 +271,9 @@ def test_the_page_has_the_tasks_sections_alone(task: str) -> None:
     tables = text.split("</style>")[1].split("How this was made</h2>")[0]
     assert not re.search("accuracy|Brier|classes", tables)
     assert ("temperature" in tables) == (task == "multilabel")
+    score = {"multilabel": "BCE", "regression": "RMSE"}[task]
+    assert f'<th scope="col">{score} out of fold</th>' in text
+    assert text.count("<td>0.4000</td>") == len(report["members"])
     first = MEASURES[task].metrics[0]
     titles = [axis.get_title() for axis in drawn["frontier"].axes]
     assert titles[0] == f"{first.title}, {'↑' if task == 'multilabel' else '↓'} better"
