@@ -134,8 +134,8 @@ class MemberResult(Predictions):
     temperatures : list of float
         The divisors of its logits, one for each seed; empty for a regressor, which has none.
     held_out : list of float
-        Its NLL on folds of the labelled rows that it was not trained on, of a regressor its RMSE; one for each
-        seed. Empty where it has none.
+        Its NLL, of a regressor its RMSE, on folds of the labelled rows that it was not trained on; one for
+        each seed. Empty where it has none.
     others : Predicted, optional
         The mixture of the other members, with their weights in the same proportions. None where there is
         none, or where it was not computed.
