@@ -103,6 +103,15 @@ def finished_job(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def undrawn() -> Iterator[None]:
+    """Figures of a report are made and not drawn, which takes most of a small report's time."""
+    from report_cases import without_drawing
+
+    with without_drawing():
+        yield
+
+
+@pytest.fixture
 def copy(finished_job: Path, tmp_path: Path) -> Path:
     """A copy of the finished job that a test may change: its run folder; job.yaml is two folders up."""
     from job_helpers import write_job

@@ -13,13 +13,13 @@ from unittest import mock
 
 import torch
 import yaml
+from report_cases import without_drawing
 
 import ensdistill.job.scheduler as job
 from ensdistill.cli.main import main
 from ensdistill.job import evaluate
 from ensdistill.job.run_folder import RunFolder
 from ensdistill.job.unit import Unit
-from ensdistill.report import figures, html
 
 OPTIMIZATION = {"steps": 30, "batch_size": 32, "learning_rate": 0.02, "schedule": "cosine"}
 
@@ -120,9 +120,7 @@ def run(*words: str | Path, processes: bool = False, draws: bool = False) -> tup
         if not processes:
             stack.enter_context(mock.patch.object(job, "_execute", _execute))
         if not (processes or draws):
-            stack.enter_context(mock.patch.object(figures, "lay_out", return_value=None))
-            stack.enter_context(mock.patch.object(html, "png", return_value=b"not drawn"))
-            stack.enter_context(mock.patch.object(html, "svg", return_value="<svg></svg>"))
+            stack.enter_context(without_drawing())
         stack.enter_context(contextlib.redirect_stdout(out))
         stack.enter_context(contextlib.redirect_stderr(err))
         status = main([str(word) for word in words])

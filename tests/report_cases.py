@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
+from ensdistill.report import figures, html
 from ensdistill.report.results import (
     STUDENT_KINDS,
     MemberResult,
@@ -28,6 +32,17 @@ HELPED = {
     "student": 0.966,
     "student_temperature_scaled": 0.966,
 }
+
+
+@contextmanager
+def without_drawing() -> Iterator[None]:
+    """Within, a report's figures are made and not drawn."""
+    with (
+        mock.patch.object(figures, "lay_out", return_value=None),
+        mock.patch.object(html, "png", return_value=b"not drawn"),
+        mock.patch.object(html, "svg", return_value="<svg></svg>"),
+    ):
+        yield
 
 
 def latency(base: float) -> dict[str, dict[str, float]]:

@@ -2,15 +2,19 @@
 
 import inspect
 import re
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
 import pytest
 
 from ensdistill.sklearn import DistilledClassifier
+from ensdistill.student import automatic
 from ensdistill.student.search.latency import Latency
 
 PAGE = (Path(__file__).parents[1] / "docs" / "sklearn.md").read_text(encoding="utf-8")
+
+SHORT = {"least": 300, "most": 300}  # steps
 
 
 @pytest.mark.filterwarnings("ignore:save. student, synthetic can't")
@@ -22,8 +26,11 @@ def test_the_examples_run(tmp_path, monkeypatch):
     with (
         mock.patch(f"{search}.ordinary.ordinary_steps", return_value=96),
         mock.patch(f"{search}.ladders.latency_of", return_value=Latency(2e-5, "none")),
+        mock.patch.object(automatic, "TARGETS", replace(automatic.TARGETS, **SHORT)),
+        mock.patch.object(automatic, "LABELS", replace(automatic.LABELS, **SHORT)),
     ):
-        for code in codes:  # a search by minutes would take these
+        for code in codes:
+            # A search by minutes would take these.
             exec(compile(code.replace("minutes=3", "trials=1"), "docs/sklearn.md", "exec"), names)
     assert names["model"].score(names["test"], names["y_test"]) > 0.85
     assert names["found"].student_.member.bytes <= 100_000

@@ -13,12 +13,14 @@ from ensdistill.common.optimizers import ParameterGroup, StudentOptimization
 from ensdistill.data import Digits
 from ensdistill.models import MLP
 from ensdistill.student import StudentTrainer
+from ensdistill.student.automatic import usual_steps
 from ensdistill.teachers import Ensemble
 
 rows, small = Digits(labelled=50).split(0).labelled, functools.partial(MLP, 64, [4], 10)
 settings, groups = {"steps": 4, "batch_size": 8}, (ParameterGroup("*.bias", weight_decay=0.0),)
 for optimization in (Optimization(**settings), StudentOptimization(**settings, groups=groups)):
     StudentTrainer(optimization).direct(small, rows, classes=10)
+usual_steps(small(), rows, None, 8)
 for way in ("one_by_one", "side_by_side", "stacked"):
     Ensemble.train([small], rows, members=2, optimization=Optimization(**settings), way=way)
 """

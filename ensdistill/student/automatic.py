@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ensdistill.common.checkpoint import read_about
 from ensdistill.common.optimization import AUTO, Optimization, trained_parameters
@@ -31,6 +30,7 @@ from ensdistill.data.preprocess.base import Preprocess
 from ensdistill.student.comparisons import LARGER_IS_BETTER
 from ensdistill.student.engine import device_type
 from ensdistill.student.inputs import Preparation, call, takes_ids
+from ensdistill.student.operations import OperationCounter
 from ensdistill.student.preconditions import build_student
 from ensdistill.student.validation import Validation, draw_share
 
@@ -247,10 +247,9 @@ def lengthened(optimization: Kind, steps: int) -> Kind:
 def _operations(model: nn.Module, rows: Rows, preprocess: Preprocess | None) -> float:
     """Floating-point operations of the forward pass of one row."""
     inputs = Preparation(preprocess, takes_ids(model))(rows.inputs[:2])
-    # Without gradients torch fuses a transformer layer into one operation, which the counter misses.
-    with FlopCounterMode(display=False) as counter:
+    with torch.enable_grad(), OperationCounter() as counter:
         call(model, inputs)
-    return float(counter.get_total_flops()) / min(2, len(rows))
+    return counter.total / min(2, len(rows))
 
 
 def _first_rate(optimization: Optimization, parameters: int) -> float:

@@ -85,6 +85,7 @@ def measured(result_file):
     return json.loads(result_file.read_text())
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, capsys):
     """The real thing, torch.compile included, on one small shape."""
     out = tmp_path / "result.json"

@@ -13,6 +13,7 @@ from benchmarks.cache.command import main
 from ensdistill.cache import cache_targets
 
 
+@pytest.mark.slow
 def test_a_quick_run_has_every_part(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(codecs, "PAIRS", 300)

@@ -143,6 +143,7 @@ def test_later_steps_run_though_earlier_ones_failed(tmp_path):
     assert result["csrc_tree"] == git_tree(ROOT / "csrc")
 
 
+@pytest.mark.slow
 def test_nothing_outlives_its_time(tmp_path):
     python, environment = stand_ins(tmp_path, seconds=100)
     done, result = check("--python", python, "--seconds", 7, folder=tmp_path / "out", **environment)
@@ -181,6 +182,7 @@ def test_git_tree_is_gits(tmp_path):
     assert git_tree(tmp_path) == tree
 
 
+@pytest.mark.slow
 def test_a_library_is_judged(tmp_path):
     """The one of this checkout passes, in a process of its own; other files don't."""
     from ensdistill.loss import _native

@@ -26,6 +26,7 @@ def case(epochs=10, members=2):
     )
 
 
+@pytest.mark.slow
 def test_contenders_reach_the_same_accuracy():
     chosen = [
         "ensdistill",

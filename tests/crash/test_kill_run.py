@@ -89,6 +89,7 @@ def the_same_command(file: Path, finished_job: Path) -> None:
     assert len(leftovers) <= 2  # of one writer that was killed while it wrote: never read
 
 
+@pytest.mark.slow
 def test_ctrl_c(tmp_path, finished_job):
     # A terminal sends SIGINT to the whole group.
     file = write_job(tmp_path)
@@ -103,7 +104,8 @@ def test_ctrl_c(tmp_path, finished_job):
     the_same_command(file, finished_job)
 
 
-@pytest.mark.parametrize("sent", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL])
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
 def test_long_work_ends_with_its_parent(tmp_path, sent):
     # Sent to the parent alone, as by a process manager. The worker would go on with its unit for an hour.
     process = start(write_job(tmp_path, {"teachers.members.0.init_args.optimization.steps": 5_000_000}))

@@ -65,7 +65,6 @@ def check(folder: Path, count: int, alone: Ensemble) -> None:
     assert not (folder / "training").exists()
 
 
-# Of two, one dies in the test below, which is no slow one.
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_any_number_of_processes_trains_the_same_ensemble(tmp_path, alone, count):
@@ -75,6 +74,7 @@ def test_any_number_of_processes_trains_the_same_ensemble(tmp_path, alone, count
     assert sorted(begun) == sorted(alone.names)  # each once, by one of them
 
 
+@pytest.mark.slow
 def test_a_dead_process_s_work_is_done_again_and_nothing_else(tmp_path, alone):
     # Of two processes the first has members 1 and 4, and a tree, fitted in the end. It dies in the middle of
     # member 4.

@@ -362,7 +362,8 @@ for number, (c, dtype) in enumerate(cases, start=int(sys.argv[2])):
 """
 
 
-@pytest.mark.parametrize("first", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow  # another build of all kernels
+@pytest.mark.parametrize("first", [0, 1])
 def test_memory_is_read_and_written_within_bounds(first: int, shim_builder: Builder) -> None:
     """The address sanitizer ends a process that does otherwise. The cases are on either device in turn."""
     run_within_bounds(shim_builder, WITHIN_BOUNDS, str(first))

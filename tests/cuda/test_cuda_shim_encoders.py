@@ -310,6 +310,7 @@ for c, dtype in product((1, 2, 33, 1000, 3001), (torch.bfloat16, torch.float64))
 """
 
 
+@pytest.mark.slow
 def test_memory_is_read_and_written_within_bounds(device: dict[str, int], shim_builder: Builder) -> None:
     """The address sanitizer ends a process that does otherwise."""
     run_within_bounds(shim_builder, WITHIN_BOUNDS, repr(device))

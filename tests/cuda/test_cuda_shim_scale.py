@@ -206,6 +206,7 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
 """
 
 
+@pytest.mark.slow
 def test_memory_is_read_and_written_within_bounds(shim_builder: Builder) -> None:
     """The address sanitizer ends a process that does otherwise."""
     run_within_bounds(shim_builder, WITHIN_BOUNDS)

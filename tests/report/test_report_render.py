@@ -190,6 +190,7 @@ def test_same_results_same_bytes(page: tuple[Path, RunResults], tmp_path: Path) 
             assert (tmp_path / path.relative_to(folder)).read_bytes() == path.read_bytes(), path
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_nothing_but_one_seed_one_student_no_members_no_curves(tmp_path: Path) -> None:
     student = run_results(seeds=(7,)).students[0]
     bare = StudentResults("mlp", "MLP", student.models, {})
@@ -211,6 +212,7 @@ def test_several_seeds_are_in_the_intervals(report: dict[str, Any]) -> None:
     assert "one seed" not in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_help_that_needed_no_ensemble_is_not_praised(tmp_path: Path) -> None:
     results = run_results({"distilled_from_best_member": HELPED["student"]})
     report = write_report(results, tmp_path)
@@ -228,6 +230,7 @@ def test_the_best_member_has_its_cost(report: dict[str, Any]) -> None:
     assert re.search(r"best member +48\.1k +196k +0\.210 / 0\.273", serving)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_booster_has_no_number_of_parameters(tmp_path: Path) -> None:
     results = run_results({}, DID_NOT)
     student = results.students[0]
@@ -244,6 +247,7 @@ def test_a_booster_has_no_number_of_parameters(tmp_path: Path) -> None:
     assert "<dt>parameters</dt><dd>-</dd>" in page
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_bytes_stand_in_place_of_a_latency_that_was_not_measured(tmp_path: Path) -> None:
     none = {batch: {"p50": None, "p95": None} for batch in ("batch_1", "batch_256")}
     results = run_results(seeds=(0,))
