@@ -32,6 +32,7 @@ from ensdistill.job.config import CacheConfig, DistillConfig, TeachersConfig
 from ensdistill.job.kinds_of_labels import Labels
 from ensdistill.job.student_config import StudentConfig
 from ensdistill.models import CNN, MLP, BagOfNgrams
+from ensdistill.student.automatic import DIRECT
 from ensdistill.teachers.recipes import Recipe, SklearnMembers, TorchMembers
 
 NETWORKS = 3  # networks of one kind in the ensemble
@@ -43,7 +44,7 @@ FEW = 2_000  # images; more of them are better without made ones: docs/transfer.
 # Steps, batch sizes and learning rates are auto: trainings find them by their rows. Members try more or less
 # regularisation first.
 NETWORK = Optimization(weight_decay=0.05, label_smoothing=0.1)
-STUDENT, DIRECT = StudentOptimization(), StudentOptimization(weight_decay=0.05)
+STUDENT = StudentOptimization()
 NGRAMS = HashedNgrams(words=1, characters=(3, 4), buckets=16384, length=200)
 
 

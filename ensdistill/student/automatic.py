@@ -85,6 +85,7 @@ class Rule:
 # Soft targets are hard to overfit, so a student makes many epochs. The steps on labels are the longest of
 # those among which held-out rows choose; augmented rows differ in each epoch, so they make ten times as many.
 TARGETS = Rule(batch=256, epochs=60, least=2000, most=25_000, operations=1e12, few=5)
+DIRECT = StudentOptimization(weight_decay=0.05)  # where the settings name none; its folds try more and less
 LABELS = Rule(batch=64, epochs=100, least=1000, most=6000, operations=1e11, few=10)
 AUGMENTED = replace(LABELS, epochs=1000)
 Kind = TypeVar("Kind", bound=Optimization)

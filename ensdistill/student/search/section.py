@@ -10,7 +10,7 @@ from ensdistill.common.describe import module_recipe
 from ensdistill.common.optimization import Optimization
 from ensdistill.common.optimizers import StudentOptimization
 from ensdistill.data import Rows
-from ensdistill.student.automatic import lengthened, usual_steps
+from ensdistill.student.automatic import DIRECT, lengthened, usual_steps
 from ensdistill.student.search.build import Built, estimator_setting
 from ensdistill.student.search.space import Space
 
@@ -57,7 +57,7 @@ def section_of(
         if own.get("variance"):
             found["variance"] = True
         found["optimization"] = _plain(optimization)
-        found["direct"] = _plain(StudentOptimization())
+        found["direct"] = _plain(DIRECT)
         if (ema := space.ema(own)) is not None:
             found["ema"] = ema
     if (loss.temperature, loss.alpha) != (1.0, 1.0):
