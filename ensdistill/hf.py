@@ -14,18 +14,19 @@ from transformers import TrainerCallback
 
 from ensdistill.cache import TargetCache
 from ensdistill.common.files import read_json, write_json
+from ensdistill.data.tokens import IGNORED, Kind
 from ensdistill.functional import distillation_loss, linear_distillation_loss
 from ensdistill.loss.settings import LossSettings, settings_of
 from ensdistill.loss.targets import Counts, TopK
-from ensdistill.teachers.tokens import PROBED, described_tokenizer
+from ensdistill.teachers.language import decoder_inputs, head_is_all, kind_of, probe_inputs
+from ensdistill.teachers.tokens import described_tokenizer
 
-IGNORED = -100
 KEY = "distillation"
 FILE = "ensdistill.json"
 
 
 class CachedDistillation:
-    """The targets of a cache in the loss of a causal language model, without changing its trainer.
+    """The targets of a cache in the loss of a language model, without changing its trainer.
 
     While the model trains, its logits are never made as a whole: its output embeddings take part in the loss
     (:func:`~ensdistill.functional.linear_distillation_loss`), where that gives the model's own logits. Then
@@ -35,7 +36,7 @@ class CachedDistillation:
     Parameters
     ----------
     model : PreTrainedModel
-        A causal language model, possibly with PEFT adapters.
+        A language model of the members' kind, possibly with PEFT adapters.
     cache : TargetCache
         Of :class:`~ensdistill.data.tokens.TokenSequences`, which are the trainer's data set.
     tokenizer : tokenizer, optional
@@ -81,7 +82,8 @@ class CachedDistillation:
             )
         if tokenizer is not None:
             _check_tokenizer(cache, tokenizer)
-        self.fused = columns == self.classes and _head_is_all(model, self.head)
+        self.model, self.kind = model, kind_of(model)
+        self.fused = columns == self.classes and _probed(model, self.kind, self.head)
         self._batch: Mapping[str, Any] | None = None
         model.register_forward_pre_hook(self._take, with_kwargs=True)
         if self.fused:
@@ -99,23 +101,26 @@ class CachedDistillation:
 
     def collate(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """A batch of sequences, padded, with their targets where they have a ``uid``."""
-        longest = max(len(one["input_ids"]) for one in features)
-        ids = np.full((len(features), longest), self.pad, np.int64)
-        labels, mask = np.full(ids.shape, IGNORED, np.int64), np.zeros(ids.shape, np.int64)
-        for row, one in enumerate(features):
-            size = len(one["input_ids"])
-            ids[row, :size], mask[row, :size] = one["input_ids"], 1
-            labels[row, :size] = one.get("labels", one["input_ids"])
-        labels[:, 0] = IGNORED  # no token predicts the first one
-        batch: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-        batch = {name: torch.from_numpy(part) for name, part in batch.items()}
+        labels = _padded(
+            [one["labels"] if "labels" in one else one["input_ids"] for one in features], IGNORED
+        )
+        if self.kind == "causal":
+            labels[:, 0] = IGNORED  # no token predicts the first one
+        batch: dict[str, Any] = {
+            "input_ids": _padded([one["input_ids"] for one in features], self.pad),
+            "attention_mask": _padded([[1] * len(one["input_ids"]) for one in features], 0),
+            "labels": labels,
+        }
+        if self.kind == "seq2seq":
+            read = _padded([one.get("decoder_labels", one["labels"]) for one in features], IGNORED)
+            batch["decoder_input_ids"] = decoder_inputs(self.model, read)
         with_uid = ["uid" in one for one in features]
         if not any(with_uid):
             return batch
         if not all(with_uid):
             raise ValueError("features: expected a uid of each, or of none")
         uids = np.array([one["uid"] for one in features], np.int64)
-        counts = (labels[:, 1:] != IGNORED).sum(1)
+        counts = (labels != IGNORED).sum(1).numpy()
         stored = self.cache.lengths(uids)
         if (wrong := np.flatnonzero(counts != stored)).size:
             at = int(wrong[0])
@@ -130,17 +135,14 @@ class CachedDistillation:
         batch, self._batch = self._batch, None
         logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs.logits
         if batch is None:
-            found = nn.functional.cross_entropy(
-                logits[:, :-1].flatten(0, 1).float(),
-                labels[:, 1:].flatten(),
-                ignore_index=IGNORED,
-                reduction="sum",
-            )
+            chosen, own = self._counted(labels)
+            rows = logits[:, : chosen.shape[1]][chosen].float()
+            found = nn.functional.cross_entropy(rows, own, reduction="sum")
         elif self.fused:
-            found = logits.sum()
+            found = logits.flatten()[0]  # some models add a bias to each class, which the probe found to be 0
         else:
-            chosen, own = _counted(batch["labels"])
-            rows = logits[:, :-1][chosen][:, : self.classes]
+            chosen, own = self._counted(batch["labels"])
+            rows = logits[:, : chosen.shape[1]][chosen][:, : self.classes]
             found = distillation_loss(rows, self._targets(batch), own, settings=self.settings)
         count = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         return found / count
@@ -154,9 +156,9 @@ class CachedDistillation:
         if self._batch is None:
             whole: Tensor = self._whole(hidden)
             return whole
-        chosen, own = _counted(self._batch["labels"])
+        chosen, own = self._counted(self._batch["labels"])
         found = linear_distillation_loss(
-            hidden[:, :-1][chosen],
+            hidden[:, : chosen.shape[1]][chosen],
             self.head.weight,
             self._targets(self._batch),
             own,
@@ -164,6 +166,12 @@ class CachedDistillation:
             settings=self.settings,
         )
         return found.reshape(1, 1, 1)
+
+    def _counted(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Where a label is to be predicted, bool [N, L], or of causal models [N, L - 1]; and these [M]."""
+        own = labels[:, 1:] if self.kind == "causal" else labels
+        chosen = own != IGNORED
+        return chosen, own[chosen]
 
     def _targets(self, batch: Mapping[str, Any]) -> Any:
         temperature = float(self.cache.temperature or 1.0)
@@ -195,11 +203,12 @@ class SameTargets(TrainerCallback):
             write_json(file, self.own)
 
 
-def _counted(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Where a token is to be predicted, bool [N, L - 1], and these tokens [M]."""
-    follows = labels[:, 1:]
-    chosen = follows != IGNORED
-    return chosen, follows[chosen]
+def _padded(sequences: Sequence[Sequence[int]], value: int) -> Tensor:
+    """Int64 [N, L]."""
+    padded = torch.full((len(sequences), max(map(len, sequences))), value)
+    for row, one in zip(padded, sequences, strict=True):
+        row[: len(one)] = torch.as_tensor(one)
+    return padded
 
 
 def _tensors(targets: Any) -> dict[str, Tensor]:
@@ -223,16 +232,11 @@ def _check_tokenizer(cache: TargetCache, tokenizer: Any) -> None:
         )
 
 
-def _head_is_all(model: Any, head: Any) -> bool:
+def _probed(model: Any, kind: Kind, head: Any) -> bool:
     """Whether the model's logits are its output embeddings' outputs, without a soft cap or a scale."""
-    seen: dict[str, Tensor] = {}
-    handle = head.register_forward_hook(lambda module, given, output: seen.update(output=output))
-    device, training = head.weight.device, model.training
+    training = model.training
     try:
         model.eval()
-        with torch.no_grad():
-            found = model(input_ids=torch.arange(PROBED, device=device)[None] % head.weight.shape[0]).logits
+        return head_is_all(model, probe_inputs(model, kind, head.weight.device, len(head.weight)))
     finally:
-        handle.remove()
         model.train(training)
-    return "output" in seen and torch.equal(seen["output"], found)

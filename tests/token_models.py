@@ -54,3 +54,8 @@ def texts(count=12, seed=0, **more):
         prompt = {"labels": [-100] * 2 + ids[2:]} if i % 3 == 0 else {}
         found.append({"input_ids": ids, **prompt, **more})
     return TokenSequences(found, C)
+
+
+def whole(ensemble, inputs):
+    """The parts of an ensemble's predictions together; a part is valid until the next one."""
+    return torch.cat([part.clone() for part in ensemble.predict_parts(inputs)], 1)

@@ -46,7 +46,8 @@ class Ensemble(Protocol):
     # so that the law of total variance gives the mixture's variance.
     # An ensemble of sequences may have
     #     predict_parts(inputs) -> iterable of float32 [K, M, C]
-    # the logits at the positions that count, of all sequences in order, which are then encoded part by part.
+    # the logits at the positions that count, of all sequences in order, which are then encoded part by part:
+    # a part need not stay as it is once the next one is asked for.
     # An ensemble whose members hold stored predictions also has
     #     for_uids(uids: ndarray [M], among: ndarray [N]) -> Ensemble
     # which predicts for the samples of these uids, in this order, of a set of which ``among`` are all uids in

@@ -1,4 +1,4 @@
-"""Hugging Face causal language models as one ensemble that predicts the next token at each position."""
+"""Hugging Face language models as one ensemble that predicts a token at each position."""
 
 from __future__ import annotations
 
@@ -12,34 +12,37 @@ from torch import Tensor, nn
 from ensdistill.common.combiners import COMBINERS, Combiner
 from ensdistill.common.fingerprint import digest
 from ensdistill.common.source import state_data
+from ensdistill.data.tokens import answers_of, kind_of_rows
+from ensdistill.teachers.language import head_is_all, kind_of, model_inputs, without_head
 from ensdistill.teachers.members.module import predicting
 
 Weighting = Literal["given", "confidence", "minimum_ce"]
 WEIGHTINGS = ("given", "confidence", "minimum_ce")
 POSITIONS = 256  # of which all logits exist at once
-PROBED = 64  # positions that compare the fast path with the model itself
 
 
 class LanguageEnsemble:
-    """Causal language models with one vocabulary, for :func:`ensdistill.cache.cache_targets`.
+    """Language models with one vocabulary, for :func:`ensdistill.cache.cache_targets`.
 
     ``cache_targets(ensemble, texts.rows, path, lengths=texts.lengths, codec="topk5-128", mixture_at=1.0)``
-    stores their predictions for :class:`~ensdistill.data.tokens.TokenSequences`. Logits exist for 256
-    positions at a time: hidden states go through a model's output embeddings in parts, if that gives the
-    model's own logits on the first sequence, and otherwise the model makes all logits of its batch.
+    stores their predictions for :class:`~ensdistill.data.tokens.TokenSequences` of their kind: causal models
+    predict the next token, masked ones and decoders of two parts (T5, BART) that of the position. Logits
+    exist for 256 positions at a time: what a model gives its output embeddings goes through them in parts, if
+    that gives the model's own logits on the first sequence, and otherwise the model makes all logits of its
+    batch.
 
     Parameters
     ----------
     models : sequence of PreTrainedModel
-        Called with ``input_ids`` and ``attention_mask``, they return ``logits`` [N, L, C]. They predict where
-        they are, in eval mode.
+        Called with ``input_ids``, ``attention_mask`` and perhaps ``decoder_input_ids``, they return
+        ``logits`` [N, L, C]. They predict where they are, in eval mode.
     names : sequence of str, optional
         By default ``member-1`` and so on.
     weights : sequence of float, optional
         Equal by default.
     weighting : {"given", "confidence", "minimum_ce"}
-        ``confidence`` and ``minimum_ce`` weigh the members at each position by their cross entropy of the
-        next token. The cache then holds one member, the mixture.
+        ``confidence`` and ``minimum_ce`` weigh the members at each position by their cross entropy of its
+        label. The cache then holds one member, the mixture.
     routes : dict of str to str, optional
         The member that predicts sequences of a source, by the key ``source`` of the sequences.
     combiner : {"prob", "logit", "log_prob"}
@@ -54,7 +57,7 @@ class LanguageEnsemble:
     Raises
     ------
     ValueError
-        Vocabularies or tokenizers that differ, or numbers that do not fit each other.
+        Vocabularies, tokenizers or kinds of models that differ, or numbers that do not fit each other.
 
     References
     ----------
@@ -100,6 +103,12 @@ class LanguageEnsemble:
         self.shares, self.batch_size = shares / shares.sum(), batch_size
         self.tokenizer = None if tokenizers is None else same_tokenizer(tokenizers, own)
         self.vocabulary = _vocabulary(models, own, vocabulary)
+        kinds = [kind_of(one) for one in models]
+        if other := [name for name, kind in zip(own, kinds, strict=True) if kind != kinds[0]]:
+            raise ValueError(
+                f"models: expected one kind; {own[0]} is {kinds[0]}, {other[0]} {kinds[own.index(other[0])]}"
+            )
+        self.kind = kinds[0]
         self.classes = [str(i) for i in range(self.vocabulary)]
         self._through_head: dict[int, bool] = {}
 
@@ -118,22 +127,32 @@ class LanguageEnsemble:
 
     def predict_parts(self, inputs: Mapping[str, Any]) -> Iterator[Tensor]:
         """Logits at the positions that count, float32 [K, M, C] for some at a time, of all sequences in
-        order; with weights of positions or sources the mixture's log-probabilities [1, M, C]."""
+        order; with weights of positions or sources the mixture's log-probabilities [1, M, C].
+
+        A part is valid until the next one is asked for, which may take its memory: new memory for large parts
+        would cost as much as their numbers.
+        """
+        if (given := kind_of_rows(inputs)) != self.kind:
+            raise ValueError(f"sequences: expected {self.kind} ones, of the models' kind; got {given}")
+        room: Tensor | None = None
         for start in range(0, len(inputs["input_ids"]), self.batch_size):
             batch = {name: np.asarray(part)[start : start + self.batch_size] for name, part in inputs.items()}
             hidden = [self._hidden(k, batch) for k in range(len(self.models))]
-            counted = batch["counted"].astype(bool)
-            follows = torch.from_numpy(batch["input_ids"][:, 1:][counted[:, :-1]].astype(np.int64))
-            chosen = self._routed(batch, counted)
-            for place in range(0, int(counted.sum()), POSITIONS):
+            answers, chosen = torch.from_numpy(answers_of(batch)), self._routed(batch)
+            for place in range(0, len(answers), POSITIONS):
                 part = slice(place, place + POSITIONS)
-                logits = torch.stack([self._logits(k, one[part]) for k, one in enumerate(hidden)])
+                count = len(answers[part])
+                if room is None or room.shape[1] < count:
+                    room = torch.empty(len(hidden), count, self.vocabulary, device=hidden[0].device)
+                for k, one in enumerate(hidden):
+                    self._logits(k, one[part], room[k, :count])
+                logits = room[:, :count]
                 routed = None if chosen is None else chosen[part]
-                yield self._mixed(logits, follows[part], routed) if self.mixes else logits
+                yield self._mixed(logits, answers[part], routed) if self.mixes else logits
 
     def predict_logits(self, inputs: Mapping[str, Any]) -> Tensor:
         """The same of all sequences at once, [K, N, L, C]: the first positions of L are those that count."""
-        return of_sequences(torch.cat(list(self.predict_parts(inputs)), 1), inputs)
+        return of_sequences(torch.cat([one.clone() for one in self.predict_parts(inputs)], 1), inputs)
 
     def fingerprint(self) -> dict[str, Any]:
         """Digests of weights, configuration and tokenizer, and how members are mixed."""
@@ -147,26 +166,33 @@ class LanguageEnsemble:
         }
 
     def _hidden(self, k: int, batch: Mapping[str, np.ndarray]) -> Tensor:
-        """A member's hidden states [M, D] at the positions that count, or its logits [M, C]."""
-        model, longest = self.models[k], int(batch["size"].max())
-        ids = torch.from_numpy(batch["input_ids"][:, :longest].astype(np.int64))
-        mask = torch.arange(longest) < torch.from_numpy(batch["size"].astype(np.int64))[:, None]
-        counted = torch.from_numpy(batch["counted"][:, :longest].astype(bool))
+        """What a member gives its output embeddings [M, D] at the positions that count, or its logits."""
+        model = self.models[k]
         with predicting(model) as device, torch.no_grad():
-            given = {"input_ids": ids.to(device), "attention_mask": mask.long().to(device)}
+            given = {name: one.to(device) for name, one in model_inputs(model, self.kind, batch).items()}
             if k not in self._through_head:
-                self._through_head[k] = _head_is_all(model, given)
+                self._through_head[k] = head_is_all(model, given)
             if self._through_head[k]:
-                return model.base_model(**given).last_hidden_state[counted.to(device)]
-            return model(**given).logits[counted.to(device)]
+                with without_head(model) as seen:
+                    model(**given)
+                found = seen[0]
+            else:
+                found = model(**given).logits
+            counted = torch.from_numpy(batch["counted"][:, : found.shape[1]].astype(bool))
+            return found[counted.to(found.device)]
 
-    def _logits(self, k: int, hidden: Tensor) -> Tensor:
+    def _logits(self, k: int, hidden: Tensor, out: Tensor) -> None:
+        """Write a member's logits of these positions."""
         if self._through_head[k]:
+            head = self.models[k].get_output_embeddings()
             with torch.no_grad():
-                hidden = self.models[k].get_output_embeddings()(hidden)
-        return hidden[:, : self.vocabulary].float()
+                if _is_plain(head, hidden, out):
+                    torch.mm(hidden, head.weight.t(), out=out)
+                    return
+                hidden = head(hidden)
+        out.copy_(hidden[:, : self.vocabulary])
 
-    def _routed(self, batch: Mapping[str, np.ndarray], counted: np.ndarray) -> Tensor | None:
+    def _routed(self, batch: Mapping[str, np.ndarray]) -> Tensor | None:
         """The number of the member that predicts at each position that counts."""
         if self.routes is None:
             return None
@@ -176,7 +202,7 @@ class LanguageEnsemble:
         if unknown:
             raise ValueError(f"routes: expected a member for each source; got none for {unknown[0]!r}")
         own = np.array([self.members.index(self.routes[name]) for name in batch["source"].tolist()])
-        return torch.from_numpy(np.repeat(own, counted.sum(1)))
+        return torch.from_numpy(np.repeat(own, batch["counted"].astype(bool).sum(1)))
 
     def _mixed(self, logits: Tensor, follows: Tensor, chosen: Tensor | None) -> Tensor:
         """The mixture's log-probabilities [1, M, C] with weights of each position."""
@@ -257,17 +283,15 @@ def _vocabulary(models: Sequence[Any], names: Sequence[str], vocabulary: int | N
     return sizes[0] if vocabulary is None else vocabulary
 
 
-def _head_is_all(model: Any, given: Mapping[str, Tensor]) -> bool:
-    """Whether hidden states through the output embeddings are the model's own logits, on some positions."""
-    head, base = model.get_output_embeddings(), getattr(model, "base_model", None)
-    if head is None or base is None or base is model:
+def _is_plain(head: Any, hidden: Tensor, out: Tensor) -> bool:
+    """Whether output embeddings are one product of matrices, that can be written where it belongs."""
+    changed = "forward" in vars(head) or head._forward_hooks or head._forward_pre_hooks
+    if type(head) is not nn.Linear or head.bias is not None or changed:
         return False
-    few = {name: part[:1, :PROBED] for name, part in given.items()}
-    hidden = getattr(base(**few), "last_hidden_state", None)
-    if hidden is None or hidden.shape[-1] != head.weight.shape[1]:
-        return False
-    own, found = model(**few).logits, head(hidden)
-    return own.shape == found.shape and torch.equal(own, found)
+    same = (
+        hidden.dtype == head.weight.dtype == out.dtype and hidden.device == head.weight.device == out.device
+    )
+    return same and len(head.weight) == out.shape[1]
 
 
 def _described(model: Any) -> Any:

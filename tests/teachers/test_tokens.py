@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from token_models import C, gemma, llama, texts
+from token_models import C, gemma, llama, texts, whole
 
 from ensdistill.cache import TargetCache, cache_targets
 from ensdistill.teachers import tokens
@@ -26,7 +26,7 @@ def test_parts_are_the_models_own_logits(make, positions, monkeypatch):
     monkeypatch.setattr(tokens, "POSITIONS", positions)
     models, sequences = [make(1), make(2)], texts()
     ensemble = LanguageEnsemble(models, batch_size=5)
-    parts = list(ensemble.predict_parts(sequences.rows.inputs[np.arange(12)]))
+    parts = [part.clone() for part in ensemble.predict_parts(sequences.rows.inputs[np.arange(12)])]
     assert max(part.shape[1] for part in parts) <= positions
     expected = torch.cat([of_models(models, sequences, place) for place in range(12)], 1)
     torch.testing.assert_close(torch.cat(parts, 1), expected, rtol=1e-4, atol=1e-4)
@@ -63,7 +63,7 @@ def test_weights_of_positions(weighting):
     models, sequences = [llama(1), llama(2), llama(3)], texts(3)
     ensemble = LanguageEnsemble(models, weighting=weighting)
     assert (ensemble.names, ensemble.weights.tolist()) == (("mixture",), [1.0])
-    found = torch.cat(list(ensemble.predict_parts(sequences.rows.inputs[np.arange(3)])), 1)
+    found = whole(ensemble, sequences.rows.inputs[np.arange(3)])
     for place, of in enumerate(np.split(np.arange(found.shape[1]), np.cumsum(sequences.lengths)[:-1])):
         log_p = of_models(models, sequences, place).double().log_softmax(-1)
         ids = np.array(sequences[place]["input_ids"])
@@ -83,7 +83,7 @@ def test_sources_are_routed_to_their_member():
     sequences = texts(4, source="code")
     models = [llama(1), llama(2)]
     ensemble = LanguageEnsemble(models, names=["writer", "coder"], routes={"code": "coder"})
-    found = torch.cat(list(ensemble.predict_parts(sequences.rows.inputs[np.arange(4)])), 1)
+    found = whole(ensemble, sequences.rows.inputs[np.arange(4)])
     expected = torch.cat([of_models(models, sequences, place)[1] for place in range(4)])
     torch.testing.assert_close(found[0], expected.log_softmax(-1), rtol=1e-4, atol=1e-4)
     for wrong, words in (
