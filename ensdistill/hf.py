@@ -83,7 +83,8 @@ class CachedDistillation:
         if tokenizer is not None:
             _check_tokenizer(cache, tokenizer)
         self.model, self.kind = model, kind_of(model)
-        self.fused = columns == self.classes and _probed(model, self.kind, self.head)
+        plain = type(self.head).forward is nn.Linear.forward  # an adapter has more than the weight
+        self.fused = plain and columns == self.classes and _probed(model, self.kind, self.head)
         self._batch: Mapping[str, Any] | None = None
         model.register_forward_pre_hook(self._take, with_kwargs=True)
         if self.fused:

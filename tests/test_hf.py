@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from token_models import C, gemma, llama, texts, transformers
+from token_models import C, gemma, llama, texts, trainer
 
 from ensdistill.cache import cache_targets
 from ensdistill.functional import distillation_loss
@@ -69,25 +69,6 @@ def test_loss_and_gradients_are_those_of_the_sequences_alone(make, cache, sequen
     ids = torch.arange(9)[None]
     other = make(7)
     torch.testing.assert_close(model.eval()(input_ids=ids).logits, other.eval()(input_ids=ids).logits)
-
-
-def trainer(folder, model, cache, sequences, **more):
-    arguments = {
-        "output_dir": str(folder),
-        "max_steps": 6,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-2,
-        "remove_unused_columns": False,
-        "report_to": [],
-        "save_steps": 3,
-        "logging_steps": 1,
-        "use_cpu": True,
-        "disable_tqdm": True,
-        **more,
-    }
-    distil = CachedDistillation(model, cache, temperature=2.0)
-    args = transformers.TrainingArguments(**arguments)
-    return transformers.Trainer(model, args, **distil.arguments, train_dataset=sequences)
 
 
 def test_accumulated_batches_are_one_batch_by_tokens(cache, sequences, tmp_path):
@@ -163,6 +144,27 @@ def test_caches_of_samples_or_of_all_classes_are_refused(sequences, tmp_path):
     dense = cache_targets(ensemble, sequences.rows, tmp_path / "dense", lengths=sequences.lengths)
     with pytest.raises(ValueError, match="cache: expected topk-N, topkB-N, counts-N or draws-N"):
         CachedDistillation(llama(2), dense).collate([sequences[0]])
+
+
+class Adapted(torch.nn.Linear):
+    """With more weights than its ``weight``, as an adapter adds them."""
+
+    def __init__(self, inner):
+        super().__init__(*inner.weight.shape[::-1], bias=False)
+        self.weight, self.more = inner.weight, torch.nn.Parameter(torch.zeros_like(inner.weight))
+
+    def forward(self, hidden):
+        return super().forward(hidden) + hidden @ self.more.T
+
+
+def test_an_adapter_in_the_output_embeddings_learns(cache, sequences):
+    model = llama(3)
+    model.lm_head = Adapted(model.lm_head)
+    distil = CachedDistillation(model, cache, temperature=2.0)
+    batch = distil.collate([sequences[0], sequences[1]])
+    labels = batch.pop("labels")
+    distil.loss(model(**batch), labels).backward()
+    assert model.lm_head.more.grad.abs().max() > 0
 
 
 def test_a_padded_student_learns_the_caches_tokens(cache, sequences):

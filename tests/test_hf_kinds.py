@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from token_models import C, bart, bert, masked_texts, own_logits, pairs, t5, transformers
+from token_models import C, bart, bert, masked_texts, own_logits, pairs, t5, trainer
 
 from ensdistill.cache import cache_targets
 from ensdistill.functional import distillation_loss
@@ -59,21 +59,7 @@ def test_a_student_of_two_parts_trains_in_the_trainer(tmp_path):
         codec="topk5-60",
         mixture_at=1.0,
     )
-    student = t5(9)
-    distil = CachedDistillation(student, cache)
-    args = transformers.TrainingArguments(
-        str(tmp_path / "out"),
-        max_steps=12,
-        per_device_train_batch_size=4,
-        learning_rate=1e-2,
-        remove_unused_columns=False,
-        report_to=[],
-        logging_steps=1,
-        use_cpu=True,
-        disable_tqdm=True,
-        save_strategy="no",
-    )
-    trainer = transformers.Trainer(student, args, **distil.arguments, train_dataset=sequences)
-    trainer.train()
-    losses = [float(one["loss"]) for one in trainer.state.log_history if "loss" in one]
+    own = trainer(tmp_path / "out", t5(9), cache, sequences, max_steps=12, save_strategy="no")
+    own.train()
+    losses = [float(one["loss"]) for one in own.state.log_history if "loss" in one]
     assert np.mean(losses[-3:]) < np.mean(losses[:3])

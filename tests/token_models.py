@@ -147,3 +147,25 @@ def own_logits(model, sequences, place):
         found, labels = found[:-1], labels[1:]
     counted = counted[: len(found)]
     return found[counted], labels[counted]
+
+
+def trainer(folder, model, cache, sequences, **more):
+    """A ``Trainer`` of six small steps whose student learns from the cache at its temperature."""
+    arguments = {
+        "output_dir": str(folder),
+        "max_steps": 6,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "remove_unused_columns": False,
+        "report_to": [],
+        "save_steps": 3,
+        "logging_steps": 1,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        **more,
+    }
+    from ensdistill.hf import CachedDistillation
+
+    distil = CachedDistillation(model, cache, temperature=cache.temperature)
+    args = transformers.TrainingArguments(**arguments)
+    return transformers.Trainer(model, args, **distil.arguments, train_dataset=sequences)
