@@ -12,6 +12,7 @@ only where the teachers are least sure. Longer descriptions come with
 from __future__ import annotations
 
 import argparse
+import ctypes
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,18 @@ from ensdistill.teachers.tokens import LanguageEnsemble
 from examples.make_packages import listed
 
 LENGTH = 64  # tokens of a sequence: descriptions follow each other, each with an end
-# Sequences of a batch. Logits of 16 take 32 MiB, from which on malloc asks the system for new memory each
-# time: the zeros in it took a third of the training's time.
-BATCH = 12
+BATCH = 12  # sequences
 JUDGED = 1000  # held-out sequences, at most
 VOCABULARY = 8192
 END = "<end>"
+
+
+def keep_memory() -> None:
+    """Keep freed blocks for the next step: glibc gives those of logits back, and the system's zeros for new
+    ones took a third of the training's time."""
+    if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+        mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
+        mallopt(-3, 1 << 28)  # M_MMAP_THRESHOLD
 
 
 def corpus() -> list[str]:
@@ -124,6 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--codec", default="topk5-50")
     parser.add_argument("--out", type=Path, default=Path("runs/tokens"))
     options = parser.parse_args(arguments)
+    keep_memory()
     texts = corpus()
     for seed in range(options.seeds):
         learned, judged = packed(texts, seed)
