@@ -12,7 +12,7 @@ from benchmarks.kernels import PEERS, page
 from ensdistill.cli import bench
 
 ROOT = Path(__file__).resolve().parent.parent
-OTHERS = ("teachers", "cache", "data", "student", "transfer", "quality", "auto", "methods")
+OTHERS = ("teachers", "cache", "data", "student", "transfer", "quality", "auto", "methods", "tokens")
 USAGE = """\
 usage: python -m benchmarks COMMAND
 
@@ -25,6 +25,7 @@ usage: python -m benchmarks COMMAND
   quality [OPTIONS]      how much of an ensemble students keep on real data, beside other tools; `quality --help` explains
   auto [OPTIONS]         the default ensemble and that of `teachers: auto` beside their members on five tables; `auto --help` explains
   methods [OPTIONS]      compare the distillation methods on three tables, one cache for each; `methods --help` explains
+  tokens [OPTIONS]       cache language models' targets, and train from them beside online teachers; `tokens --help` explains
   predict                an H100's expected times, computed from the kernels' plans, into benchmarks/PREDICTIONS.md
   frontier               the picture of quality against size in docs/, from the results of `quality` in benchmarks/results
   page [RESULT.json]     put a result's tables into docs/benchmarks.md and README.md (by default the result that README.md names)

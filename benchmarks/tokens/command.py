@@ -1,0 +1,135 @@
+"""The command line of ``python -m benchmarks tokens``."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.tokens import caching, memory, models, training
+from benchmarks.tokens.paper import on_paper
+from ensdistill.bench import machine
+from ensdistill.bench.result import write_result
+from ensdistill.teachers.tokens import LanguageEnsemble
+from examples.tokens import packed, sampled
+
+DESCRIPTION = """\
+Three small GPTs learn this repository's text (8 192 tokens) and become teachers; models with random weights stand for 32 768 and 151 936.
+
+caching   tokens a second from texts to a finished cache, by codec, and bytes of a token; teachers: the share of their predictions alone
+losses    the KL of each codec's targets from the full mixture, on held-out texts, computed anew in doubles: another mean than the
+          cache certifies is an error. Of draws it is that of the drawn shares from the mixture, which is chance and none on average
+training  tokens a second of a student's steps: from the cache, and with the same teachers online (goal: reading the cache below 5 %).
+          Before, a cache of all classes has to give the online loss. Memory is that of another process of each way
+on paper  bytes, hours and machines for 100 billion tokens at these rates: of these small models, on this machine
+
+Keep the machine quiet. On two cores the whole takes about half an hour, --quick two minutes.
+"""
+COLUMNS = {
+    "caching": ("vocabulary", "codec", "tokens_per_s", "of_it_teachers", "bytes_per_token"),
+    "losses": ("codec", "kl_mean", "kl_max"),
+    "training": ("way", "tokens_per_s", "ms_step", "of_it_reading", "mb_peak", "mb_of_steps", "missing"),
+    "on paper": ("what", "vocabulary", "codec", "terabytes", "hours", "machines_for_a_week"),
+}
+
+
+def main(arguments: Sequence[str], folder: Path) -> int:
+    """Run; the result goes to ``folder``. Returns the exit status."""
+    p = argparse.ArgumentParser(
+        prog="python -m benchmarks tokens",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("--quick", action="store_true", help="few sequences, steps and codecs: does it all work?")
+    p.add_argument("--rounds", type=int, metavar="N", help="timings of each way (default: 5, quick: 1)")
+    p.add_argument("--steps", type=int, metavar="N", help="of each teacher (default: 1500, quick: 10)")
+    p.add_argument("--codec", default="topk5-50", help="from which the student learns")
+    p.add_argument("--threads", type=int, metavar="N", help="of torch (default: its own)")
+    p.add_argument("--scratch", type=Path, metavar="FOLDER", help="where the caches are made")
+    p.add_argument("--out", type=Path, metavar="FILE", help="the result, .json")
+    options = p.parse_args(arguments)
+    notes, screen = Console(stderr=True, highlight=False, soft_wrap=True), Console(highlight=False)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    cpu = torch.device("cpu")
+    where, source = machine.describe_machine(cpu), machine.describe_source(cpu)
+    name = f"tokens-{machine.result_name(where, source)}" + ("-quick" if options.quick else "")
+    out = options.out or folder / f"{name}.json"
+    rounds = options.rounds or (1 if options.quick else 5)
+    steps = options.steps or (10 if options.quick else 1500)
+    settings = {"rounds": rounds, "steps": steps, "quick": options.quick, "codec": options.codec}
+    result: dict[str, Any] = {"schema_version": 1, "benchmark": "tokens", "machine": where}
+    result |= {"source": source, "settings": settings}
+    if options.scratch is not None:
+        options.scratch.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(prefix="ensdistill-bench-", dir=options.scratch) as scratch,
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", message=".*cost a row a KL")  # it is what is measured
+        try:
+            for part, rows in _parts(options, rounds, steps, Path(scratch), notes):
+                result[part] = rows
+                write_result(out, result)
+        except caching.WrongTargets as error:
+            notes.print(f"wrong targets: {error}")
+            return 1
+    for part, columns in COLUMNS.items():
+        screen.print(_table(part, columns, result[part]))
+    notes.print(str(out))
+    return 0
+
+
+def _parts(options: Any, rounds: int, steps: int, scratch: Path, notes: Console) -> Any:
+    """Name and rows of each part, once it is measured."""
+    quick = options.quick
+    learned, held = packed(models.texts(memory.ROOT), 0)
+    learned, held = (
+        sampled(learned, 48 if quick else 2000, 0),
+        sampled(held, 12 if quick else 300, 0),
+    )
+    teachers = models.teachers(learned, steps)
+    ensemble = LanguageEnsemble(teachers)
+    notes.print(f"  three teachers, {steps} steps each")
+    codecs = caching.FEW if quick else caching.CODECS
+    rows = caching.rates(ensemble, learned, codecs, rounds, scratch, notes.print)
+    yield "caching", rows
+    for vocabulary, count in zip(models.LARGE, (8, 2) if quick else (256, 48), strict=True):
+        large, sequences = models.synthetic(vocabulary, count)
+        rows = rows + caching.rates(large, sequences, codecs, rounds, scratch, notes.print)
+        yield "caching", rows
+    yield "losses", caching.losses(ensemble, held, codecs, scratch)
+    off = training.check(ensemble, learned, scratch)
+    notes.print(f"  a cache of all classes gives the online loss to {off:.1e}")
+    cache, _ = caching.written(ensemble, learned, options.codec, scratch / "cache")
+    trained = training.measure(ensemble, cache, learned, 5 if quick else 100, rounds, notes.print)
+    memory.save(scratch, teachers, learned)
+    for row in trained[:2]:
+        row |= memory.measured(scratch, row["way"], 3 if quick else 20)
+    yield "training", trained
+    yield "on paper", on_paper(rows, trained)
+
+
+def _table(part: str, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> Table:
+    table = Table(title=part, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column.replace("_", " "), justify="left" if column in ("codec", "way") else "right")
+    for row in rows:
+        table.add_row(*(_shown(column, row.get(column)) for column in columns))
+    return table
+
+
+def _shown(column: str, value: Any) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    if column.startswith("of_it"):
+        return f"{value:.1%}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if value < 1000 else f"{value:,.0f}"
