@@ -121,7 +121,8 @@ def _parts(options: Any, rounds: int, steps: int, scratch: Path, notes: Console)
 def _table(part: str, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> Table:
     table = Table(title=part, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        table.add_column(column.replace("_", " "), justify="left" if column in ("codec", "way") else "right")
+        side: Any = "left" if column in ("codec", "way", "what", "missing") else "right"
+        table.add_column(column.replace("_", " "), justify=side, overflow="fold")
     for row in rows:
         table.add_row(*(_shown(column, row.get(column)) for column in columns))
     return table
@@ -132,4 +133,4 @@ def _shown(column: str, value: Any) -> str:
         return value or ""
     if column.startswith("of_it"):
         return f"{value:.1%}"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if value < 1000 else f"{value:,.0f}"
+    return f"{value:,.0f}" if isinstance(value, int) or value >= 1000 else f"{value:.4g}"

@@ -78,7 +78,7 @@ def trl_loss() -> Any:
             trainer = importlib.import_module(module).GKDTrainer
         except (ImportError, AttributeError):
             continue
-        return lambda own, teachers: trainer.generalized_jsd_loss(own, teachers, beta=0.0) * own.shape[1]
+        return lambda own, teachers: trainer.generalized_jsd_loss(own, teachers, beta=0.0) / own.shape[1]
     importlib.import_module("trl")
     raise ImportError("this version of trl has no GKDTrainer")
 
@@ -103,10 +103,12 @@ def check(ensemble: LanguageEnsemble, sequences: TokenSequences, folder: Path) -
     rows = np.arange(len(few))
     found = Cached(cache, few).loss(rows).item()
     expected = Online(ensemble.models, few).loss(rows).item()
+    return _compare(found, expected, "a step's loss from a cache of all classes")
+
+
+def _compare(found: float, expected: float, name: str) -> float:
     if not abs(found / expected - 1) < CLOSE:
-        raise WrongTargets(
-            f"a step from a cache of all classes has the loss {found:.6g}, the online loop {expected:.6g}"
-        )
+        raise WrongTargets(f"{name} is {found:.6g}; that of the online loop {expected:.6g}")
     return abs(found / expected - 1)
 
 
@@ -126,6 +128,8 @@ def measure(
     except ImportError as error:
         missing = str(error)
     given = batches(sequences, WARM + steps)
+    if missing is None:
+        _compare(ways[TRL].loss(given[0]).item(), ways[ONLINE].loss(given[0]).item(), "TRL's loss of a step")
     spent: dict[str, list[float]] = {name: [] for name in ways}
     reading, losses = [], {}
     for round_ in range(rounds):
