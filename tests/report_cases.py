@@ -89,9 +89,10 @@ def run_results(*levels: dict[str, float], seeds: tuple[int, ...] = (0, 1, 2), *
             ]
             for kind, offset in (("direct", 0.0), ("student", -0.25))
         }
-        students.append(
-            StudentResults(name, description, {k: model(k, level[k], labels) for k in STUDENT_KINDS}, curves)
-        )
+        models = {kind: model(kind, level[kind], labels) for kind in STUDENT_KINDS}
+        of_first = [models["distilled_from_best_member"], models["student"]] if name == "mlp" else []
+        generations = [Predicted(one.probabilities) for one in of_first]
+        students.append(StudentResults(name, description, models, curves, generations))
     members = [
         MemberResult(
             name,

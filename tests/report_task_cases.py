@@ -128,7 +128,11 @@ def _results(
     kinds = [kind for kind in STUDENT_KINDS if task != "regression" or kind not in SMOOTHED]
     curve = [(step, 1 / (1 + step), 2 / (1 + step)) for step in range(0, 200, 20)]
     student = StudentResults(
-        "mlp", "MLP 64-64", {kind: model(kind) for kind in kinds}, {"direct": curve, "student": curve}
+        "mlp",
+        "MLP 64-64",
+        {kind: model(kind) for kind in kinds},
+        {"direct": curve, "student": curve},
+        [Predicted(**predicted(levels[kind])) for kind in ("distilled_from_best_member", "student")],
     )
     temperatures = [] if task == "regression" else [1.1] * len(seeds)
     members = [

@@ -22,6 +22,7 @@ from ensdistill.job.accounts import forecast_of, seconds_of, stored_bytes
 from ensdistill.job.check import copies_of
 from ensdistill.job.contributions import Shares, shares_of
 from ensdistill.job.exports import exports_of
+from ensdistill.job.generations import places
 from ensdistill.job.predictions import (
     HeldOut,
     Mixed,
@@ -46,6 +47,7 @@ from ensdistill.report.results import (
     CurvePoint,
     MemberResult,
     ModelResult,
+    Predicted,
     RunResults,
     StudentResults,
 )
@@ -270,7 +272,25 @@ def _student(
         for kind, stage in trained.items()
     }
     recipe = module_recipe(student.network) or {}
-    return StudentResults(name, student.description or recipe.get("class_path", name), models, curves)
+    about = student.description or recipe.get("class_path", name)
+    return StudentResults(name, about, models, curves, _generations(run, name, trusted, models["student"]))
+
+
+def _generations(run: RunFolder, name: str, trusted: Sequence[str], last: ModelResult) -> list[Predicted]:
+    """The predictions of all generations of a student, of which ``last`` is the last; none of a single
+    one."""
+    config, count = run.config, run.config.distill.students[name].generations
+    found = []
+    for generation in range(count - 1):
+        of_seeds = []
+        for seed in range(config.seeds):
+            place = places(run.of(Unit("distill", seed, name)), "student", count)[generation]
+            outputs = outputs_of(load_member(place, tuple(trusted)), config.split(seed).test.inputs)
+            of_seeds.append(Prediction.of(config.split(seed).task, outputs))
+        found.append(Predicted(**fields_of(of_seeds)))
+    if not found:
+        return []
+    return [*found, Predicted(last.probabilities, (), last.forecasts)]
 
 
 def _automatic(run: RunFolder, seed: int, name: str) -> str:

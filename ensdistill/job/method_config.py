@@ -71,6 +71,12 @@ def check_methods(distill: DistillConfig, cache: CacheConfig) -> None:
         if isinstance(own, LossSettings):
             continue
         where = "distill.method" if student.method is None else f"distill.students.{name}.method"
+        if student.generations > 1 and getattr(own, "least_members", 1) > 1:
+            raise ValueError(
+                f"distill.students.{name}.generations: expected 1 with {where}, which keeps how several "
+                f"members differ, because a generation has one teacher; got {student.generations}: choose kd, "
+                "or leave generations out"
+            )
         if student.estimator is not None or student.searched:
             kind = "an estimator" if student.estimator is not None else "searched for"
             raise ValueError(

@@ -25,6 +25,7 @@ from ensdistill.job.check import copies_of
 from ensdistill.job.config import CacheConfig, DistillConfig, TeachersConfig
 from ensdistill.job.direct import train_baselines
 from ensdistill.job.estimators import distill_estimator, train_estimator_baselines
+from ensdistill.job.generations import in_turn, taught_by
 from ensdistill.job.method_config import loss_of, loss_of_member
 from ensdistill.job.predictions import INTERVAL, HeldOut
 from ensdistill.job.prepared import prepare_student
@@ -38,6 +39,7 @@ from ensdistill.job.student_rows import student_rows
 from ensdistill.job.unit import Unit
 from ensdistill.report.metrics import nll
 from ensdistill.student.live import Figures
+from ensdistill.student.online import OnlineTeachers
 from ensdistill.teachers import Ensemble, train_ensemble
 from ensdistill.teachers.fitting.calibration import probabilities
 from ensdistill.teachers.fitting.multilabel import fitted_rows
@@ -110,7 +112,7 @@ def _distill(run: RunFolder, unit: Unit, folder: Path, report: UnitProgress) -> 
         "distilled_from_best_member": (targets, best) if own is None else (own, None),
     }
     split = config.split(unit.seed)
-    train = distill if student.estimator is None else distill_estimator
+    train = partial(distill, trusted=run.trusted) if student.estimator is None else distill_estimator
     changes = config.cache.changes(split, unit.seed)
     train(student, config.distill, changes, kinds, rows, split, unit.seed, folder, run.digest(unit), report)
     shutil.rmtree(folder / "targets", ignore_errors=True)
@@ -278,11 +280,18 @@ def distill(
     folder: Path,
     inputs: str,
     report: UnitProgress,
+    trusted: Sequence[str] = (),
 ) -> None:
     """Train the student once for each of ``kinds``, {name of the folder: (cache, member or None for the
-    mixture)}."""
+    mixture)}, and its further generations from that."""
     prepared = prepare_student(student, split, seed)
-    for kind, (targets, member) in kinds.items():
+    turns = [(kind, *turn) for kind in kinds for turn in in_turn(folder, kind, student.generations, seed)]
+    for kind, number, own_seed, place, before in turns:
+        targets, member = kinds[kind]
+        source: TargetCache | OnlineTeachers = targets
+        if before is not None:
+            source, member = taught_by(before, trusted, changes, seed), None
+        name = kind.replace("_", " ") + f", generation {number}" * (student.generations > 1)
         trainer = student.trainer(
             student.optimization,
             (loss_of if member is None else loss_of_member)(student, settings),
@@ -294,14 +303,14 @@ def distill(
             trainer.distill,
             prepared.factory,
             rows,
-            targets,
-            seed=seed,
+            source,
+            seed=own_seed,
             member=member,
-            augment=changes,
+            augment=changes if before is None else None,
             preprocess=prepared.preprocess,
             watch=split.test.inputs,
             weights=student.weights,
             validation=None if student.validation is None else student.validation.build(),
-            progress=figures.beside(report, kind.replace("_", " ")),
+            progress=figures.beside(report, name),
         )
-        keep(prepared.factory, folder / kind, split, student.kept(train), inputs)
+        keep(prepared.factory, place, split, student.kept(train), inputs)

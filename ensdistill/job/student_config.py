@@ -16,7 +16,7 @@ from ensdistill.common.describe import describe, module_recipe
 from ensdistill.common.fingerprint import digest
 from ensdistill.common.optimization import AUTO
 from ensdistill.common.optimizers import StudentOptimization, as_student
-from ensdistill.common.scalars import plain_fields
+from ensdistill.common.scalars import plain_fields, whole
 from ensdistill.common.tasks import Task
 from ensdistill.data.preprocess import as_setting
 from ensdistill.job.method_config import MethodSetting, check_described
@@ -133,6 +133,10 @@ class StudentConfig(SearchedStudent):
         Its baselines begin with the same weights, so *direct* is the member shrunk and trained on labels.
     method : str or dict, optional
         This student's own method, in place of ``loss`` and of ``distill.method``.
+    generations : int
+        Born-again networks: with 2 or more the student of the cache is trained first, then each further one
+        from the one before it, by the same settings; the last is the student. So is the student that is
+        distilled from the best member.
     """
 
     model: Callable[[], nn.Module] | None = None
@@ -154,15 +158,19 @@ class StudentConfig(SearchedStudent):
     variance: bool = False
     shrink: Shrink | None = None
     method: MethodSetting | None = None
+    generations: int = 1
 
     def __post_init__(self) -> None:
         plain_fields(self)
         check_described(self.method, self.loss)
+        if not whole(self.generations) or self.generations < 1:
+            raise ValueError(f"generations: expected an integer of at least 1; got {self.generations!r}")
         object.__setattr__(self, "optimization", as_student(self.optimization))
         if self.direct is not None:
             object.__setattr__(self, "direct", as_student(self.direct))
         found = {"model": self.model, "estimator": self.estimator, "rows": self.rows}
-        if self.check_search({**found, "shrink": self.shrink, "variance": self.variance or None}):
+        found |= {"shrink": self.shrink, "variance": self.variance or None}
+        if self.check_search({**found, "generations": None if self.generations == 1 else self.generations}):
             return
         if self.shrink is not None:
             self._check_shrunk()
@@ -286,6 +294,7 @@ class StudentConfig(SearchedStudent):
         """The settings that choose weights or end a training, as data for a digest; empty where there are
         none, so that earlier runs keep theirs. Trackers and callbacks that only watch are left out."""
         settings = {"validation": self.validation, "ema": self.ema, "rows": self.rows}
+        settings["generations"] = None if self.generations == 1 else self.generations
         given = {name: value for name, value in settings.items() if value is not None}
         ending = [code_and_values(one) for one in self.callbacks if not one.only_watches]
         return [*([describe(given)] if given else []), *([["callbacks", ending]] if ending else [])]

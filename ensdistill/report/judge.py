@@ -39,7 +39,8 @@ from ensdistill.report.verdict import outcome, verdict
 BOOTSTRAP_SEED = 0
 COPIES = ("test", "labelled", "pool", "synthetic", "labelled_in_pool", "other_label", "left_out")
 EACH_KINDS = (*SHARED_KINDS, "direct", "student")  # whose metric of each class, label or number is shown
-OWN = ("description", "agreement", "uncertainty", "furthest_rows")  # entries under the student's name alone
+# Entries under the student's name alone.
+OWN = ("description", "agreement", "uncertainty", "generations", "furthest_rows")
 OTHERS = "others"  # beside a member's name: the mixture of the other members
 Key = tuple[str, str]  # a student's name, or "" for a model that all share; and a kind
 
@@ -250,6 +251,7 @@ def _student(
     block["outputs"] = _outputs(student, results)
     block["agreement"] = judge_agreement(student, results)
     block["uncertainty"] = judge_uncertainty(student, results)
+    block["generations"] = [_measured(one, results)[0] for one in student.generations]
     block["furthest_rows"] = furthest_rows(student, results)
     block["serving"] = _serving(block["models"]["ensemble"], block["models"]["student"])
     block["outcome"] = outcome(block)
@@ -302,15 +304,21 @@ def _retained(student: tuple[float, np.ndarray], ensemble: tuple[float, np.ndarr
     }
 
 
-def _describe(model: ModelResult | MemberResult, results: RunResults) -> dict[str, Any]:
+def _measured(model: Predictions, results: RunResults) -> tuple[dict[str, Any], list[tuple[Any, Any]]]:
+    """All metrics of a model's predictions, and the pairs of prediction and labels of the seeds."""
     measures, predictions = MEASURES[results.task], model.predictions(results.task)
     pairs = list(zip(predictions, results.labels, strict=True))
-    described: dict[str, Any] = {
+    found = {
         metric.name: _over_seeds([metric.of(*pair, results.weights_of(s)) for s, pair in enumerate(pairs)])
         for metric in measures.metrics
         if metric.defined(predictions)
     }
-    floored, count, _ = measures.floored
+    return found, pairs
+
+
+def _describe(model: ModelResult | MemberResult, results: RunResults) -> dict[str, Any]:
+    described, pairs = _measured(model, results)
+    floored, count, _ = MEASURES[results.task].floored
     return described | {
         floored: sum(count(*pair) for pair in pairs),
         "parameters": model.parameters,

@@ -176,12 +176,15 @@ class StudentResults:
         Learning curves of the first seed, keyed by kind; may be empty. The loss is the model's own objective.
         In place of the NLL stands the BCE of several labels, or the RMSE of a regression. It is recorded
         for the eye alone: nothing is chosen by it.
+    generations : list of Predicted
+        Of a student of several generations all of them, the first one first and the student last; else empty.
     """
 
     name: str
     description: str
     models: Mapping[str, ModelResult]
     curves: Mapping[str, Sequence[CurvePoint]]
+    generations: Sequence[Predicted] = ()
 
     def __post_init__(self) -> None:
         if not set(STUDENT_KINDS) - set(SMOOTHED) <= set(self.models) <= set(STUDENT_KINDS):
@@ -364,7 +367,12 @@ class RunResults:
                 replace(member, **member.without(dropped), others=None, shapley={}) for member in self.members
             ],
             students=[
-                replace(s, models={kind: model(m) for kind, m in s.models.items()}, curves={})
+                replace(
+                    s,
+                    models={kind: model(m) for kind, m in s.models.items()},
+                    curves={},
+                    generations=[replace(one, **one.without(dropped)) for one in s.generations],
+                )
                 for s in self.students
             ],
             copies=[],
@@ -416,6 +424,11 @@ class RunResults:
             (f"{student.name}.{kind}", model)
             for student in self.students
             for kind, model in student.models.items()
+        ]
+        models += [
+            (f"generation {number} of {student.name}", model)
+            for student in self.students
+            for number, model in enumerate(student.generations, 1)
         ]
         return models
 

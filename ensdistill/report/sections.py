@@ -6,7 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ensdistill.report.cells import gain_cell, kept_cell, milliseconds, share_cell, size
+from ensdistill.report.cells import (
+    gain_cell,
+    headings,
+    kept_cell,
+    metric_cells,
+    milliseconds,
+    share_cell,
+    size,
+)
 from ensdistill.report.measures import MEASURES
 from ensdistill.report.row_scores import ROW_SCORES
 from ensdistill.report.uncertainty import CERTAIN, KINDS
@@ -113,6 +121,25 @@ def uncertainty(report: dict[str, Any]) -> Iterator[Section]:
         heads = ("", "mean", "rank, ensemble", *["rank, members"] * spread)
         error = scores.error_of
         yield Section(f"Uncertainty kept: {name}", about, (*heads, error, f"{error}, {certain}"), rows)
+
+
+def generations(report: dict[str, Any]) -> Iterator[Section]:
+    """The metrics of each generation of a student that has several."""
+    for name, student in report["students"].items():
+        found = student.get("generations", [])
+        if not found:
+            continue
+        rows = [
+            (f"{number}" + ", the student" * (number == len(found)), *metric_cells(one, report["task"]))
+            for number, one in enumerate(found, 1)
+        ]
+        yield Section(
+            f"Generations: {name}",
+            "The first learned from the ensemble, each further one from the one before it (born-again "
+            "networks). The last is the student in all other tables; none was chosen by the test rows.",
+            ("", *headings(report["task"])),
+            rows,
+        )
 
 
 def contributions(report: dict[str, Any]) -> Iterator[Section]:
@@ -273,6 +300,7 @@ def _percent(share: float, digits: int = 1) -> str:
 SECTIONS = {
     "agreement": agreement,
     "uncertainty": uncertainty,
+    "generations": generations,
     "contributions": contributions,
     "making": making,
     "forecast": forecast,

@@ -17,10 +17,12 @@ from ensdistill.data import Rows, Split
 from ensdistill.data.preprocess import trusted_by
 from ensdistill.job.config import DistillConfig
 from ensdistill.job.direct import train_baselines
+from ensdistill.job.method_config import loss_of, loss_of_member
 from ensdistill.job.predictions import direct_scaling
 from ensdistill.job.prepared import prepare_student
 from ensdistill.job.student_config import StudentConfig
 from ensdistill.loss.settings import LossSettings
+from ensdistill.student.generations import born_again
 from ensdistill.student.trees import DEFAULT_VALIDATION, TreeStudent
 from ensdistill.student.trees.direct import Direct
 from ensdistill.student.validation import Validation
@@ -123,19 +125,23 @@ class Network:
     def distilled(self, lesson: Lesson, member: str | None = None) -> Member:
         prepared = prepare_student(self.config, lesson.split, lesson.seed)
         validation = self.config.validation
+        settings = DistillConfig({"student": self.config}, lesson.loss)
+        loss = (loss_of if member is None else loss_of_member)(self.config, settings)
         trainer = self.config.trainer(
-            self.config.optimization, lesson.loss, ema=self.config.ema, **self.config.watched()
+            self.config.optimization, loss, ema=self.config.ema, **self.config.watched()
         )
-        trained = trainer.distill(
+        trained = born_again(
+            trainer,
             prepared.factory,
             lesson.rows,
             lesson.cache,
+            generations=self.config.generations,
             seed=lesson.seed,
             member=member,
             preprocess=prepared.preprocess,
             weights=self.config.weights,
             validation=None if validation is None else validation.build(),
-        )
+        )[-1]
         return trained.member(classes=lesson.split.classes, factory=prepared.factory)
 
     def baselines(self, lesson: Lesson) -> tuple[Baseline, Baseline | None, str]:

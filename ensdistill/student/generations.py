@@ -8,12 +8,18 @@ from typing import Any
 from torch import nn
 
 from ensdistill.cache import TargetCache
+from ensdistill.common.random import derive_seed
 from ensdistill.common.scalars import whole
 from ensdistill.data import Rows
 from ensdistill.student.online import OnlineTeachers
 from ensdistill.student.sources import TargetSource
 from ensdistill.student.trainer import StudentTrainer, Trained
 from ensdistill.teachers.ensemble import Ensemble
+
+
+def seed_of(generation: int, seed: int) -> int:
+    """The seed of a generation, 1, 2, ...: that of the training for the first."""
+    return seed if generation == 1 else derive_seed("generation", generation, seed)
 
 
 def born_again(
@@ -38,7 +44,7 @@ def born_again(
     generations : int
         At least 1, which is :meth:`StudentTrainer.distill` alone.
     seed : int
-        Of the first generation; the next have the next numbers.
+        Of the first generation; those of the next are derived from it (:func:`seed_of`).
     **options
         Of ``distill``, but for checkpoints, which would be of several trainings.
 
@@ -78,7 +84,7 @@ def born_again(
     found: list[Trained] = []
     source: TargetCache | TargetSource = cache
     for generation in range(generations):
-        trained = trainer.distill(factory, rows, source, seed=seed + generation, **options)
+        trained = trainer.distill(factory, rows, source, seed=seed_of(generation + 1, seed), **options)
         found.append(trained)
         source = OnlineTeachers(Ensemble.from_members([trained.member(f"generation-{generation}")]))
         options = {name: value for name, value in options.items() if name not in ("member", "augment")}

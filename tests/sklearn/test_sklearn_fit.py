@@ -25,6 +25,7 @@ from ensdistill.loss.settings import LossSettings
 from ensdistill.models import MLP
 from ensdistill.sklearn import DistilledClassifier
 from ensdistill.sklearn.inputs import check_fit, split_of
+from ensdistill.student import StudentTrainer
 from ensdistill.teachers.recipes import SklearnMembers, TorchMembers
 
 X, Y = numbers()
@@ -133,6 +134,20 @@ def test_neighbours_teach_by_predictions_out_of_fold():
 def test_students_of_every_kind(student):
     model = small(student=student, synthetic=[Munge(rows=300)]).fit(X, Y)
     assert model.score(X, Y) > 0.75
+
+
+def test_the_settings_of_a_student_s_method_and_generations_are_used(monkeypatch):
+    trained = []
+    distill = StudentTrainer.distill
+
+    def counted(self, *arguments, **options):
+        trained.append((type(self.loss).__name__, type(arguments[2]).__name__, options.get("member")))
+        return distill(self, *arguments, **options)
+
+    monkeypatch.setattr(StudentTrainer, "distill", counted)
+    student = StudentConfig(STUDENT, FAST, method="dist", generations=2)
+    small(student=student, validation_fraction=None).fit(X, Y)
+    assert trained == [("Correlation", "TargetCache", None), ("Correlation", "OnlineTeachers", None)]
 
 
 def test_a_booster_is_trained_at_the_temperature_and_stops_by_its_settings():

@@ -20,7 +20,7 @@ from ensdistill.loss.targets import EnsembleLogits
 from ensdistill.models import MLP
 from ensdistill.student import OnlineTeachers
 from ensdistill.student.companion import WithCompanion, student_of
-from ensdistill.student.generations import born_again
+from ensdistill.student.generations import born_again, seed_of
 from ensdistill.student.methods import Start, build
 from ensdistill.student.methods.dirichlet import uncertainties
 from ensdistill.student.methods.distribution import Guard
@@ -238,6 +238,14 @@ def test_hints_of_online_teachers_teach_the_layer(ensemble):
     assert isinstance(online, EnsembleSource)
 
 
+def test_hints_read_a_copy_of_a_member_that_predicts_on_another_thread(ensemble):
+    own = ensemble.members[0].module
+    for given in (None, own):
+        found = Hints("1", "1", teacher=given).for_source(OnlineTeachers(ensemble)).teacher
+        assert found is not own
+        assert all(torch.equal(a, b) for a, b in zip(found.parameters(), own.parameters(), strict=True))
+
+
 def test_a_collapse_is_reported_and_the_training_goes_on_by_the_proxy():
     guard, huge = Guard(), np.where(np.eye(B, C) > 0, 40.0, OUTPUTS)
     with pytest.warns(
@@ -327,7 +335,7 @@ def test_each_generation_learns_from_the_one_before_it(cache):
     alone = trainer.distill(STUDENT, ROWS, cache, seed=4)
     assert torch.equal(first.module[1].weight, alone.module[1].weight)
     source = OnlineTeachers(Ensemble.from_members([first.member("generation-0")]))
-    again = trainer.distill(STUDENT, ROWS, source, seed=5)
+    again = trainer.distill(STUDENT, ROWS, source, seed=seed_of(2, 4))
     assert torch.equal(second.module[1].weight, again.module[1].weight)
     with pytest.raises(ValueError, match=r"^generations: expected at least 1; got 0"):
         born_again(trainer, STUDENT, ROWS, cache, generations=0)

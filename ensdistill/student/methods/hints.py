@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -65,8 +66,9 @@ class Hints(Method):
         return (self.student_layer,)
 
     def for_source(self, source: TargetCache | TargetSource) -> StudentLoss:
+        # A copy: online teachers may predict with the member on another thread while its layers are read.
         if self.teacher is not None:
-            return self
+            return replace(self, teacher=deepcopy(self.teacher))
         ensemble = getattr(source, "ensemble", None)
         if ensemble is None:
             raise ValueError(
@@ -83,7 +85,7 @@ class Hints(Method):
                 f"member: expected a torch module that takes the student's inputs; {found.name} is a "
                 f"{type(found).__name__}: name another member, or pass Hints(..., teacher=module)"
             )
-        return replace(self, teacher=module)
+        return replace(self, teacher=deepcopy(module))
 
     def companion(self, start: Start) -> nn.Module:
         with features_of(start.student, self.layers, always=True) as features, torch.no_grad():
