@@ -21,6 +21,7 @@ from ensdistill.data.transfer.base import needs_ensemble
 from ensdistill.data.versions import view_inputs
 from ensdistill.job.config import Config
 from ensdistill.job.estimators import fitted_preprocess
+from ensdistill.job.hinted import check_hints
 from ensdistill.job.prepared import prepare, prepare_student
 from ensdistill.job.rows_check import check_rows
 from ensdistill.job.run_folder import RunFolder
@@ -87,6 +88,7 @@ def check_job(run: RunFolder) -> None:
     for name, one in config.distill.students.items():
         if one.shrink is not None:
             check_shrink(name, one.shrink, run.teachers.recipes, split, split.task)
+        check_hints(name, config.distill, run.teachers.recipes, split)
     if not all(run.is_finished(Unit("teachers", seed)) for seed in range(config.seeds)):
         for i, recipe in enumerate(run.teachers.recipes):
             try:

@@ -74,8 +74,8 @@ def check_methods(distill: DistillConfig, cache: CacheConfig) -> None:
         if student.generations > 1 and getattr(own, "least_members", 1) > 1:
             raise ValueError(
                 f"distill.students.{name}.generations: expected 1 with {where}, which keeps how several "
-                f"members differ, because a generation has one teacher; got {student.generations}: choose kd, "
-                "or leave generations out"
+                f"members differ, because a generation has one teacher; got {student.generations}: choose "
+                "kd, or leave generations out"
             )
         if student.estimator is not None or student.searched:
             kind = "an estimator" if student.estimator is not None else "searched for"

@@ -71,19 +71,29 @@ def chosen_member(settings: Shrink, ensemble: Any, losses: Mapping[str, float | 
         if settings.member not in names:
             raise ValueError(f"shrink.member: expected one of {', '.join(names)}; got {settings.member!r}")
         return settings.member
-    networks = [name for name, member in zip(names, ensemble.members, strict=True) if _is_network(member)]
-    if not networks:
+    found = best_network(ensemble, losses, _is_network)
+    if found is None:
         raise ValueError(
             f"shrink: expected a member that is a torch network; the ensemble has {', '.join(names)}, which "
             "are none: add TorchMembers, or give the student a model"
         )
+    return found
+
+
+def best_network(
+    ensemble: Any, losses: Mapping[str, float | None], is_network: Callable[[Any], bool]
+) -> str | None:
+    """The name of the network of least held-out loss among the members with weight; where none has a loss,
+    of the largest weight. None of an ensemble without networks."""
+    names: Sequence[str] = ensemble.names
+    networks = [name for name, member in zip(names, ensemble.members, strict=True) if is_network(member)]
     weights = dict(zip(names, ensemble.weights, strict=True))
 
     def worth(name: str) -> tuple[bool, float, float]:
         loss = losses.get(name)
         return weights[name] == 0, float("inf") if loss is None else loss, -float(weights[name])
 
-    return min(networks, key=worth)
+    return min(networks, key=worth) if networks else None
 
 
 def _is_network(member: Any) -> bool:

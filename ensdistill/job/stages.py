@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from ensdistill.cache import TargetCache, cache_targets
 from ensdistill.cache.floors import TEMPERATURE
@@ -26,6 +27,7 @@ from ensdistill.job.config import CacheConfig, DistillConfig, TeachersConfig
 from ensdistill.job.direct import train_baselines
 from ensdistill.job.estimators import distill_estimator, train_estimator_baselines
 from ensdistill.job.generations import in_turn, taught_by
+from ensdistill.job.hinted import hinted_student, hinting_member, module_of, with_teacher
 from ensdistill.job.method_config import loss_of, loss_of_member
 from ensdistill.job.predictions import INTERVAL, HeldOut
 from ensdistill.job.prepared import prepare_student
@@ -112,7 +114,11 @@ def _distill(run: RunFolder, unit: Unit, folder: Path, report: UnitProgress) -> 
         "distilled_from_best_member": (targets, best) if own is None else (own, None),
     }
     split = config.split(unit.seed)
-    train = partial(distill, trusted=run.trusted) if student.estimator is None else distill_estimator
+    train: Callable[..., None] = distill_estimator
+    if student.estimator is None:
+        teacher = hinting_member(run, unit)
+        student = hinted_student(student, teacher)
+        train = partial(distill, trusted=run.trusted, teacher=module_of(teacher))
     changes = config.cache.changes(split, unit.seed)
     train(student, config.distill, changes, kinds, rows, split, unit.seed, folder, run.digest(unit), report)
     shutil.rmtree(folder / "targets", ignore_errors=True)
@@ -281,9 +287,10 @@ def distill(
     inputs: str,
     report: UnitProgress,
     trusted: Sequence[str] = (),
+    teacher: nn.Module | None = None,
 ) -> None:
     """Train the student once for each of ``kinds``, {name of the folder: (cache, member or None for the
-    mixture)}, and its further generations from that."""
+    mixture)}, and its further generations from that. ``teacher`` is the network whose layers hints are of."""
     prepared = prepare_student(student, split, seed)
     turns = [(kind, *turn) for kind in kinds for turn in in_turn(folder, kind, student.generations, seed)]
     for kind, number, own_seed, place, before in turns:
@@ -294,7 +301,7 @@ def distill(
         name = kind.replace("_", " ") + f", generation {number}" * (student.generations > 1)
         trainer = student.trainer(
             student.optimization,
-            (loss_of if member is None else loss_of_member)(student, settings),
+            with_teacher((loss_of if member is None else loss_of_member)(student, settings), teacher),
             mixed_precision=settings.mixed_precision,
             ema=student.ema,
             **student.watched(figures := Figures()),
