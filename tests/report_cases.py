@@ -18,6 +18,7 @@ from ensdistill.report.results import (
     RunResults,
     StudentResults,
 )
+from ensdistill.report.spread import Spread
 
 ROWS, CLASSES = 697, 10
 HELPED = {
@@ -74,6 +75,15 @@ def model(
     return ModelResult(**{"kind": kind, "probabilities": probabilities, **fields, **changes})
 
 
+def spread_of(seed: int, *, keeps: bool = True) -> Spread:
+    """Uncertainties of which those of strange rows are larger, those of the members the most."""
+    draws = np.random.default_rng(3000 + seed).gamma(1.0, size=(2, ROWS))
+    total, knowledge = draws[0], 0.1 * draws[1]
+    if not keeps:
+        return Spread(total, total[:300] + 0.2)
+    return Spread(total, total[:300] + 0.2, knowledge, knowledge[:300] + 0.1)
+
+
 def run_results(*levels: dict[str, float], seeds: tuple[int, ...] = (0, 1, 2), **changes: Any) -> RunResults:
     """One student for each mapping of kind to accuracy; kinds that a mapping lacks are as in `HELPED`."""
     labels = [labels_of(seed) for seed in seeds]
@@ -92,7 +102,11 @@ def run_results(*levels: dict[str, float], seeds: tuple[int, ...] = (0, 1, 2), *
         models = {kind: model(kind, level[kind], labels) for kind in STUDENT_KINDS}
         of_first = [models["distilled_from_best_member"], models["student"]] if name == "mlp" else []
         generations = [Predicted(one.probabilities) for one in of_first]
-        students.append(StudentResults(name, description, models, curves, generations))
+        spreads = {
+            kind: [spread_of(seed, keeps=kind == "student") for seed in seeds]
+            for kind in ("direct", "student")
+        }
+        students.append(StudentResults(name, description, models, curves, generations, spreads))
     members = [
         MemberResult(
             name,
@@ -141,6 +155,8 @@ def run_results(*levels: dict[str, float], seeds: tuple[int, ...] = (0, 1, 2), *
         "environment": {"cpu": "Xeon", "threads": 2, "torch": "2.13.0"},
         "timings": {"teachers": 31.4, "cache": 1.2, "student": 80.0},
         "storage": {"teachers": 1_240_000, "cache": 330_000},
+        "spreads": [spread_of(seed) for seed in seeds],
+        "strange": "rows of another table",
         "inputs": [np.random.default_rng(seed).random((ROWS, 1, 8, 8)) for seed in seeds],
         "uids": [7 * np.arange(ROWS) + seed for seed in seeds],
         "forecast": {

@@ -18,7 +18,7 @@ from benchmarks.methods.data import Drawn, Size
 from ensdistill import StudentOptimization, StudentTrainer, TargetCache
 from ensdistill.models import MLP
 from ensdistill.report.metrics import nll_rows
-from ensdistill.report.uncertainty import rank_correlation
+from ensdistill.report.ranks import rank_correlation
 from ensdistill.student import OnlineTeachers
 from ensdistill.student.generations import born_again
 from ensdistill.student.methods.dirichlet import uncertainties

@@ -327,6 +327,10 @@ class Config(SearchBudget):
     show_rows : bool
         Whether the report has the test rows themselves (fields, texts, pictures) on which students and
         ensemble differ most. False where no row may leave the machine.
+    ood : Dataset, optional
+        A data set of the same form whose rows are out of distribution. The report shows how well the models'
+        uncertainties tell them from test rows. Without it, and with a student whose method keeps the members'
+        spread (``hydra``, ``proxy_dirichlet``, ``endd``), these are test rows with shuffled columns.
     """
 
     data: Dataset
@@ -340,6 +344,7 @@ class Config(SearchBudget):
     threads: int = 1
     max_test_copies: float = 0.01
     show_rows: bool = True
+    ood: Dataset | None = None
     _splits: dict[int, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

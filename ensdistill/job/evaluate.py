@@ -35,6 +35,7 @@ from ensdistill.job.predictions import (
 )
 from ensdistill.job.run_folder import RunFolder
 from ensdistill.job.scaling import calibration_rows
+from ensdistill.job.spreads import Spreads
 from ensdistill.job.thresholds import Thresholds
 from ensdistill.job.unit import Unit
 from ensdistill.loss import ops
@@ -135,7 +136,11 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None, *, timed: boo
     weights = [split.test.weights for split in splits]
     copies = [copies_of(config, s, run.transfer(s)) for s in range(config.seeds)]
     calibration = [calibration_rows(run, seed, ensemble) for seed, ensemble in enumerate(ensembles)]
-    students = [_student(run, name, trusted, calibration, report, timed) for name in config.distill.students]
+    spreads = Spreads(run)
+    students = [
+        replace(_student(run, name, trusted, calibration, report, timed), spreads=spreads.of_student(name))
+        for name in config.distill.students
+    ]
     return RunResults(
         name=config.name,
         dataset={
@@ -167,6 +172,8 @@ def evaluate(run: RunFolder, progress: UnitProgress | None = None, *, timed: boo
         uids=[split.test.uids for split in splits],
         storage=stored_bytes(run),
         forecast=forecast_of(run),
+        spreads=spreads.of_ensembles(ensembles),
+        strange=spreads.about,
     )
 
 
@@ -259,7 +266,7 @@ def _student(
         report(f"student {name} on the test rows", seed + 1, config.seeds)
     models = {kind: ModelResult(kind, **fields_of(values), **cost) for kind, values in found.items()}
     models["direct"] = replace(models["direct"], note=_names(notes))
-    if any(numbers := [_automatic(run, seed, name) for seed in range(config.seeds)]):
+    if any(numbers := [_notes(run, seed, name) for seed in range(config.seeds)]):
         models["student"] = replace(models["student"], note=_names(numbers))
     labels = config.split(0).test.labels
     if student.estimator is not None:
@@ -293,11 +300,15 @@ def _generations(run: RunFolder, name: str, trusted: Sequence[str], last: ModelR
     return [*found, Predicted(last.probabilities, (), last.forecasts)]
 
 
-def _automatic(run: RunFolder, seed: int, name: str) -> str:
-    """The numbers that were found for the student's settings; empty where none is ``auto``."""
+def _notes(run: RunFolder, seed: int, name: str) -> str:
+    """The numbers that were found for settings that are ``auto``, and what the method reports; may be
+    empty."""
     record = read_json(run.of(Unit("distill", seed, name)) / "student" / "stage.json")
-    found = record.get("automatic") if isinstance(record, dict) else None
-    return "" if found is None else f"auto: {Automatic.of_record(found)}"
+    if not isinstance(record, dict):
+        return ""
+    found = record.get("automatic")
+    numbers = [] if found is None else [f"auto: {Automatic.of_record(found)}"]
+    return "; ".join([*numbers, *record.get("notes", [])])
 
 
 def _way(run: RunFolder, seed: int, name: str) -> str:

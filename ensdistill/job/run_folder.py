@@ -294,7 +294,7 @@ class RunFolder:
             *sorted(p for p in (package / "report").iterdir() if p.is_file()),
             *(
                 package / "job" / f"{name}.py"
-                for name in ("accounts", "contributions", "evaluate", "predictions", "scaling")
+                for name in ("accounts", "contributions", "evaluate", "predictions", "scaling", "spreads")
             ),
             *(
                 package / name
@@ -310,6 +310,7 @@ class RunFolder:
             type(config.data).__name__,
             {name: s.description for name, s in config.distill.students.items()},
             config.show_rows,
+            *([] if config.ood is None else [config.ood.split(s).test for s in range(config.seeds)]),
         ]
         made = [self.digest(unit) for unit in self.units("report")]
         exports = exports_of(self.path)  # their figures are shown, too
@@ -468,4 +469,6 @@ def keep(
     found: dict[str, Any] = {}
     if trained.automatic is not None:
         found["automatic"] = trained.automatic.record()
+    if trained.notes:
+        found["notes"] = list(trained.notes)
     finish(folder, inputs, time.perf_counter() - start, **found)

@@ -32,6 +32,7 @@ from ensdistill.report.results import (
     RunResults,
     StudentResults,
 )
+from ensdistill.report.spread import judge_spread
 from ensdistill.report.table import SCHEMA_VERSION
 from ensdistill.report.uncertainty import judge_uncertainty
 from ensdistill.report.verdict import outcome, verdict
@@ -40,7 +41,7 @@ BOOTSTRAP_SEED = 0
 COPIES = ("test", "labelled", "pool", "synthetic", "labelled_in_pool", "other_label", "left_out")
 EACH_KINDS = (*SHARED_KINDS, "direct", "student")  # whose metric of each class, label or number is shown
 # Entries under the student's name alone.
-OWN = ("description", "agreement", "uncertainty", "generations", "furthest_rows")
+OWN = ("description", "agreement", "uncertainty", "spread", "generations", "furthest_rows")
 OTHERS = "others"  # beside a member's name: the mixture of the other members
 Key = tuple[str, str]  # a student's name, or "" for a model that all share; and a kind
 
@@ -251,6 +252,12 @@ def _student(
     block["outputs"] = _outputs(student, results)
     block["agreement"] = judge_agreement(student, results)
     block["uncertainty"] = judge_uncertainty(student, results)
+    means = {kind: block["models"][kind] for kind in ("ensemble", "direct", "student")}
+    block["spread"] = judge_spread(
+        {"ensemble": results.spreads, **student.spreads},
+        {kind: one["nll"]["mean"] for kind, one in means.items() if "nll" in one},
+        results.strange,
+    )
     block["generations"] = [_measured(one, results)[0] for one in student.generations]
     block["furthest_rows"] = furthest_rows(student, results)
     block["serving"] = _serving(block["models"]["ensemble"], block["models"]["student"])

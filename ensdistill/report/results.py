@@ -16,6 +16,7 @@ from ensdistill.data.copies import Copies
 from ensdistill.report.measures import MEASURES
 from ensdistill.report.multilabel_metrics import LabelProbabilities
 from ensdistill.report.regression_metrics import Forecasts
+from ensdistill.report.spread import Spread
 
 SHARED_KINDS = ("ensemble", "best_member")
 # Metrics after temperature scaling, beside those before. See `scaling` for the rows.
@@ -178,6 +179,8 @@ class StudentResults:
         for the eye alone: nothing is chosen by it.
     generations : list of Predicted
         Of a student of several generations all of them, the first one first and the student last; else empty.
+    spreads : dict of str to list of Spread
+        By kind ("direct", "student") the uncertainties of each seed; empty where they were not computed.
     """
 
     name: str
@@ -185,6 +188,7 @@ class StudentResults:
     models: Mapping[str, ModelResult]
     curves: Mapping[str, Sequence[CurvePoint]]
     generations: Sequence[Predicted] = ()
+    spreads: Mapping[str, Sequence[Spread]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not set(STUDENT_KINDS) - set(SMOOTHED) <= set(self.models) <= set(STUDENT_KINDS):
@@ -284,6 +288,8 @@ class RunResults:
     uids: Sequence[np.ndarray] = ()
     storage: Mapping[str, int] = field(default_factory=dict)
     forecast: Mapping[str, Any] = field(default_factory=dict)
+    spreads: Sequence[Spread] = ()
+    strange: str = ""
 
     def __post_init__(self) -> None:
         check_task(self.task)
@@ -372,6 +378,7 @@ class RunResults:
                     models={kind: model(m) for kind, m in s.models.items()},
                     curves={},
                     generations=[replace(one, **one.without(dropped)) for one in s.generations],
+                    spreads={},
                 )
                 for s in self.students
             ],

@@ -123,6 +123,35 @@ def uncertainty(report: dict[str, Any]) -> Iterator[Section]:
         yield Section(f"Uncertainty kept: {name}", about, (*heads, error, f"{error}, {certain}"), rows)
 
 
+def spread(report: dict[str, Any]) -> Iterator[Section]:
+    """For each student how much of the members' disagreement it kept; none where it was not computed."""
+    for name, student in report["students"].items():
+        found = student.get("spread")
+        if not found:
+            continue
+        there = [kind for kind in KINDS if kind in found]
+        ranked = "rank_with_members" in found["student"]
+        rows = [
+            (
+                kind,
+                "members' disagreement" if found[kind]["keeps_members"] else "entropy",
+                f"{found[kind]['ood_auroc']['mean']:.3f}",
+                f"{found[kind]['ood_auroc_total']['mean']:.3f}",
+                *([f"{found[kind]['rank_with_members']['mean']:.2f}"] if ranked else ()),
+                f"{found[kind]['nll']:.4f}",
+            )
+            for kind in there
+        ]
+        about = (
+            "Whether a model tells rows that it does not know from rows that are hard. AUROC: how well the "
+            "column's uncertainty tells test rows from rows out of distribution; a half is chance. "
+            + "Rank: Spearman's correlation with the members' disagreement (mutual information) on the test "
+            "rows. " * ranked + f"The rows out of distribution: {found['rows']}."
+        )
+        heads = ("", "by", "OOD AUROC", "OOD AUROC, entropy", *["rank, members"] * ranked, "NLL")
+        yield Section(f"Members' disagreement kept: {name}", about, heads, rows, named=2)
+
+
 def generations(report: dict[str, Any]) -> Iterator[Section]:
     """The metrics of each generation of a student that has several."""
     for name, student in report["students"].items():
@@ -300,6 +329,7 @@ def _percent(share: float, digits: int = 1) -> str:
 SECTIONS = {
     "agreement": agreement,
     "uncertainty": uncertainty,
+    "spread": spread,
     "generations": generations,
     "contributions": contributions,
     "making": making,

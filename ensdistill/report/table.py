@@ -84,6 +84,7 @@ def as_text(report: dict[str, Any]) -> Group:
         *shown["agreement"],
         *_furthest(report),
         *shown["uncertainty"],
+        *shown["spread"],
         *shown["generations"],
         _members(report),
         *shown["contributions"],

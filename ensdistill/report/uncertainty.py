@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ensdistill.report.ranks import rank_correlation
 from ensdistill.report.results import RunResults, StudentResults
 from ensdistill.report.row_scores import ROW_SCORES
 
@@ -33,7 +34,7 @@ def judge_uncertainty(student: StudentResults, results: RunResults) -> dict[str,
         return None
     members = [member.predictions(task) for member in results.members]
     found: dict[str, Any] = {kind: {"mean": [], "curve": [], "rank": []} for kind in there}
-    ranks: list[list[float]] = []
+    with_spread: list[list[float]] = []
     for s, labels in enumerate(results.labels):
         weights = results.weights_of(s)
         of = {kind: scores.uncertainty(predictions[kind][s], labels) for kind in there}
@@ -45,7 +46,7 @@ def judge_uncertainty(student: StudentResults, results: RunResults) -> dict[str,
         if len(members) > 1:
             shares = np.array([member.weights[s] for member in results.members])
             spread = scores.spread([one[s] for one in members], shares / shares.sum(), labels)
-            ranks.append([rank_correlation(of[kind], spread) for kind in there])
+            with_spread.append([rank_correlation(of[kind], spread) for kind in there])
     block: dict[str, Any] = {
         kind: {
             "mean": float(np.mean(one["mean"])),
@@ -56,7 +57,7 @@ def judge_uncertainty(student: StudentResults, results: RunResults) -> dict[str,
         }
         for kind, one in found.items()
     }
-    for kind, rank in zip(there, np.mean(ranks, axis=0) if ranks else (), strict=False):
+    for kind, rank in zip(there, np.mean(with_spread, axis=0) if with_spread else (), strict=False):
         block[kind]["rank_with_spread"] = float(rank)
     return block
 
@@ -85,24 +86,3 @@ def selective(uncertainty: np.ndarray, error: np.ndarray, weights: np.ndarray | 
     covered = np.array(SHARES) * rows[-1]
     found: np.ndarray = np.interp(covered, rows, errors) / covered
     return found
-
-
-def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Spearman's rank correlation, with mean ranks for equal values; 0 where one side is constant.
-
-    Examples
-    --------
-    >>> rank_correlation(np.array([1.0, 2.0, 9.0]), np.array([10.0, 20.0, 21.0]))
-    1.0
-    """
-    ranks = [_ranks(values) for values in (one, other)]
-    parts = [values - values.mean() for values in ranks]
-    scale = float(np.sqrt(np.square(parts[0]).sum() * np.square(parts[1]).sum()))
-    return round(float(parts[0] @ parts[1]) / scale, 12) if scale > 0 else 0.0
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    ranks: np.ndarray = (last - (counts - 1) / 2)[group]
-    return ranks

@@ -48,6 +48,13 @@ def companion_of(model: nn.Module) -> nn.Module | None:
     return model.companion if isinstance(model, WithCompanion) else None
 
 
+def notes_of(companion: nn.Module | None) -> tuple[str, ...]:
+    """The texts ``note`` of the parts of a method's own module, as one that reports a collapse."""
+    parts = () if companion is None else companion.modules()
+    notes = [getattr(part, "note", "") for part in parts]
+    return tuple(note for note in notes if isinstance(note, str) and note)
+
+
 def check_layers(model: nn.Module, layers: Sequence[str]) -> None:
     """Raise ValueError for a layer that a network does not have."""
     names = [name for name, _ in model.named_modules() if name]

@@ -26,7 +26,7 @@ from ensdistill.student.batch_statistics import share_buffers, synchronised_norm
 from ensdistill.student.batches import BLOCK, Batches
 from ensdistill.student.callbacks import Hooks, TrainingState
 from ensdistill.student.checkpoint_files import CheckpointFiles
-from ensdistill.student.companion import WithCompanion, check_layers, features_of, student_of
+from ensdistill.student.companion import WithCompanion, check_layers, features_of, notes_of, student_of
 from ensdistill.student.cost import StepCost
 from ensdistill.student.curve import Curve
 from ensdistill.student.divergence import diverged
@@ -87,6 +87,8 @@ class Trained:
         Of a regression.
     network : callable or None
         How the method changed the student's factory; None where it did not.
+    notes : tuple of str
+        What the method has to say of the training, as a collapse; for the report.
     """
 
     module: nn.Module
@@ -102,6 +104,7 @@ class Trained:
     task: Task = "classification"
     units: Units | None = None
     network: Callable[[Any], Any] | None = None
+    notes: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
         """The choice of weights and all evaluations, as plain data."""
@@ -334,6 +337,7 @@ def train(trainer: StudentTrainer, training: Training, automatic: Automatic | No
         training.task,
         training.units,
         training.loss.network if changes_network(training.loss) else None,
+        notes_of(companion),
     )
 
 

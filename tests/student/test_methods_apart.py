@@ -19,7 +19,7 @@ from ensdistill.common.optimizers import ParameterGroup, StudentOptimization
 from ensdistill.loss.targets import EnsembleLogits
 from ensdistill.models import MLP
 from ensdistill.student import OnlineTeachers
-from ensdistill.student.companion import WithCompanion, student_of
+from ensdistill.student.companion import WithCompanion, notes_of, student_of
 from ensdistill.student.generations import born_again, seed_of
 from ensdistill.student.methods import Start, build
 from ensdistill.student.methods.dirichlet import uncertainties
@@ -253,6 +253,8 @@ def test_a_collapse_is_reported_and_the_training_goes_on_by_the_proxy():
     ):
         loss, _ = loss_of("endd", huge, own=guard)
     assert loss == pytest.approx(loss_of("proxy_dirichlet", huge)[0])
+    assert notes_of(guard) == ("endd collapsed at step 0; trained on by proxy_dirichlet",)
+    assert notes_of(Guard()) == notes_of(None) == notes_of(nn.Linear(2, 2)) == ()
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # once is enough
         after, gradient = loss_of("endd", own=guard)

@@ -81,15 +81,26 @@ class Guard(nn.Module):
     distance : Tensor []
         The running mean of the KL from the members' mean, over that of a constant prediction.
     collapsed : Tensor [], bool
+    at : Tensor [], int64
+        The step of the collapse.
     """
 
     distance: Tensor
     collapsed: Tensor
+    at: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("distance", torch.zeros(()))
         self.register_buffer("collapsed", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("at", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def note(self) -> str:
+        """What a report says of the training; empty where nothing happened."""
+        if not self.collapsed:
+            return ""
+        return f"endd collapsed at step {int(self.at)}; trained on by proxy_dirichlet"
 
     @torch.no_grad()
     def watch(self, outputs: Tensor, rows: Tensor, log_mean: Tensor, step: int) -> None:
@@ -110,6 +121,7 @@ class Guard(nn.Module):
             )
         if reason:
             self.collapsed.fill_(True)
+            self.at.fill_(step)
             warnings.warn(
                 f"method: endd collapsed at step {step}: {reason}. The training goes on with proxy_dirichlet",
                 stacklevel=2,

@@ -14,6 +14,7 @@ from ensdistill.common.files import read_json, write_json
 from ensdistill.common.tasks import Task, task_of
 from ensdistill.data import BadRows
 from ensdistill.student.serving.base import Described, Predictor
+from ensdistill.student.serving.heads import Uncertainties, heads_of, uncertainties_of
 from ensdistill.teachers.members import Member, load_member
 from ensdistill.teachers.members.base import align, arranged
 from ensdistill.teachers.members.moments import Moments, moments_of
@@ -102,6 +103,25 @@ class Student(Predictor):
         if mean.shape[1] != len(self.classes):
             raise ValueError(f"student: expected means [N, {len(self.classes)}]; got {list(mean.shape)}")
         return self.scaling.moments(Moments(mean, variance))
+
+    def predict_uncertainty(self, samples: Any) -> Uncertainties:
+        """The total, data and knowledge uncertainty [N] of a student that has a head for each member.
+
+        Knowledge uncertainty is large on rows that the members know too little of, so that they differ; data
+        uncertainty on rows that all of them find hard. They are of the heads as trained: a temperature has no
+        part in them.
+
+        Raises
+        ------
+        ValueError
+            The student was not trained by ``method: hydra``, so it predicts one distribution.
+        """
+
+        def of_batch(batch: Any) -> Uncertainties:
+            return uncertainties_of(*heads_of(self.member, rows_for(self.member, batch)))
+
+        parts = self._in_parts(samples, of_batch)
+        return Uncertainties(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
     def save(self, folder: Path | str) -> None:
         """Write the member's files and, last, ``student.json``. Nothing is pickled.
