@@ -33,6 +33,7 @@ _HOMES = {
     "loss.encoders": ("quantize_logits", "sample_counts", "top_k_targets"),
     "loss.modules": ("DistillationLoss",),
     "student": ("StudentTrainer",),
+    "student.shrink": ("shrink",),
     "student.serving": ("Student",),
     "job.serving": ("load_student",),
 }
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from ensdistill.loss.targets import Counts, EnsembleLogits, LogProbs, Probs, QuantizedLogits, TopK
     from ensdistill.student import StudentTrainer
     from ensdistill.student.serving import Student
+    from ensdistill.student.shrink import shrink
     from ensdistill.teachers import Ensemble, train_ensemble
     from ensdistill.teachers.members import (
         ArrayMember,

@@ -1,5 +1,5 @@
-"""``ensdistill cache info | verify | add-member | drop-member | reweight | convert | export | push |
-pull``."""
+"""``ensdistill cache info | verify | contributions | add-member | drop-member | reweight | convert | export |
+push | pull``."""
 
 from __future__ import annotations
 
@@ -96,6 +96,29 @@ def parsers() -> dict[str, Parser]:
         metavar="FILE",
         help="the job's YAML file; needed for samples that are no arrays, for a cache with views, "
         "for other targets of labelled rows, and for model classes of your own",
+    )
+
+    sub = command(
+        "contributions",
+        _contributions,
+        "Shows how much each member adds to the mixture, from the stored logits alone: by how much it is "
+        "worse without the member, and the member's share over all orders (Shapley value). Without labels "
+        "by the KL from the mixture of all; with the labels of the cache's rows also by accuracy and NLL.",
+        f"{EXAMPLE} --labels labels.npy",
+    )
+    _folder(sub)
+    sub.add_argument(
+        "--labels",
+        type=Path,
+        metavar="FILE.npy",
+        help="integers [samples] in the order of the cache's uids, -100 where unknown (of several labels "
+        "[samples, labels], -1)",
+    )
+    sub.add_argument(
+        "--orders",
+        type=whole_number,
+        default=128,
+        help="random orders, of more than ten members (default: 128)",
     )
 
     sub = command(
@@ -225,7 +248,9 @@ def main(words: Sequence[str]) -> int:
     """Run the command that is the first word; return the exit status. Wrong usage exits with 2, as argparse
     does."""
     options = parsers()[words[0]].parse(words[1:])
-    quiet = manner().json or (manner().quiet and words[0] != "info")  # elsewhere the result is in a file
+    quiet = manner().json or (
+        manner().quiet and words[0] not in ("info", "contributions")
+    )  # elsewhere the result is in a file
     return options.work(options, Console(highlight=False, soft_wrap=True, quiet=quiet))
 
 
@@ -291,6 +316,23 @@ def _info(options: argparse.Namespace, console: Console) -> int:
         print_json(about(cache))
     else:
         console.print(table_of(cache, str(options.folder)))
+    return 0
+
+
+def _contributions(options: argparse.Namespace, console: Console) -> int:
+    from ensdistill.cli.cache_contributions import document, table
+    from ensdistill.student.contributions import member_contributions
+
+    labels = None
+    if options.labels is not None:
+        labels = np.asarray(_array("--labels", options.labels, "integers [samples]"))
+    found = member_contributions(_open(options), labels, orders=options.orders)
+    if manner().json:
+        print_json({"folder": str(options.folder), **document(found)})
+        return 0
+    console.print(table(found))
+    of = f", {found.labelled} labels known" if found.labelled else ""
+    console.print(f"\n{found.rows} rows{of}. Positive: the mixture is better with the member.")
     return 0
 
 

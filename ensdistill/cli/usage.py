@@ -20,6 +20,7 @@ CACHE_COMMANDS = (
     "build",
     "info",
     "verify",
+    "contributions",
     "add-member",
     "drop-member",
     "reweight",
@@ -131,6 +132,8 @@ usage: ensdistill cache COMMAND ...
                                       exactness
   verify FOLDER                       read all of it and check every byte;
                                       --against-teachers 0.1% runs them again
+  contributions FOLDER                how much each member adds, from the stored
+                                      logits alone; --labels FILE.npy
   add-member FOLDER OUT ...           a copy with one member more, whose logits
                                       are in a file
   drop-member FOLDER OUT --name NAME  a copy with one member less

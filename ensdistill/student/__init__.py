@@ -9,6 +9,7 @@ _HOMES = {
     "automatic": ("Automatic",),
     "batches": ("Batch",),
     "callbacks": ("Callback", "TrainingState"),
+    "contributions": ("Contributions", "member_contributions"),
     "generations": ("born_again",),
     "live": ("LiveView",),
     "methods": ("HardLabels", "MomentTargets", "SoftLabels", "SoftTargets", "Start", "StudentLoss"),
@@ -26,6 +27,7 @@ __all__ = [
     "Batch",
     "CacheAsYouGo",
     "Callback",
+    "Contributions",
     "HardLabels",
     "LiveView",
     "MomentTargets",
@@ -43,6 +45,7 @@ __all__ = [
     "Validation",
     "born_again",
     "distill_many",
+    "member_contributions",
 ]
 
 if TYPE_CHECKING:
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
     from ensdistill.student.automatic import Automatic
     from ensdistill.student.batches import Batch
     from ensdistill.student.callbacks import Callback, TrainingState
+    from ensdistill.student.contributions import Contributions, member_contributions
     from ensdistill.student.generations import born_again
     from ensdistill.student.live import LiveView
     from ensdistill.student.methods import (

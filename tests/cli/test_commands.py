@@ -15,7 +15,7 @@ from job_helpers import flat, run, succeed, write_job
     [
         (["rnu", "x.yaml"], "compare, info, bench, completion; got 'rnu'. Did you mean `ensdistill run x.yaml`?"),
         (["cach", "info", "x"], "got 'cach'. Did you mean `ensdistill cache info x`?"),
-        (["cache", "bild", "x.yaml"], "cache: expected one of build, info, verify, add-member, drop-member, "
+        (["cache", "bild", "x.yaml"], "cache: expected one of build, info, verify, contributions, add-member, drop-member, "
          "reweight, convert, export, push, pull; got 'bild'. Did you mean `ensdistill cache build x.yaml`?"),
         (["cache", "x"], "got 'x'.\n`ensdistill cache --help` shows the commands."),
         (["--versoin", "x"], "got '--versoin'. Did you mean `ensdistill --version`?"),

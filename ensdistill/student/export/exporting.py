@@ -48,7 +48,7 @@ from ensdistill.teachers.members.boosted import BoostedMember
 from ensdistill.teachers.members.moments import MEAN_AND
 from ensdistill.teachers.members.preprocessed import rows_for
 
-KEY = "ensdistill"
+KEY, KNOWLEDGE = "ensdistill", "knowledge"
 TOLERANCE = 1e-4
 # A runtime that computes in eight bits rounds each layer's outputs for the next one, ties among them.
 CODED = 0.05
@@ -132,6 +132,9 @@ def to_onnx(student: Exportable, samples: Any, *, int8: bool = False, opset: int
     integers, booleans (0 and 1) or whole floats are int64, all others are texts. Any number of rows can be
     predicted at once. A row that the preprocess refuses (an infinite number, say) has probabilities NaN.
 
+    A student with a head for each member (``method: hydra``) has a third output ``knowledge``, float32 [N]:
+    the mutual information of class and head in nats, large where the members differed.
+
     Of several labels the outputs are ``probabilities`` and ``labels``, int64 [N, C], 1 for those at their
     thresholds; of a regression ``mean`` and, where the student has one, ``variance``, float64 [N, D].
 
@@ -185,9 +188,9 @@ def to_onnx(student: Exportable, samples: Any, *, int8: bool = False, opset: int
         )
     expected, unit = outputs_of(student, batch)  # also shows how the module's outputs are to be read
     described = student.samples if student.samples["kind"] == "table" else form(as_samples(batch))
-    graph = Graph(opset, OUTPUTS.get(student.task, MOMENTS))
+    graph, knowledge = Graph(opset, (*OUTPUTS.get(student.task, MOMENTS), KNOWLEDGE)), ""
     if isinstance(member, TorchMember):
-        prepared, logits = _of_module(graph, student, member, preprocess, batch, described)
+        prepared, logits, knowledge = _of_module(graph, student, member, preprocess, batch, described)
     elif isinstance(member, SklearnMember | ColumnsMember):
         prepared = prepare(graph, preprocess, batch, described)
         if prepared.values is None:
@@ -215,7 +218,7 @@ def to_onnx(student: Exportable, samples: Any, *, int8: bool = False, opset: int
         _check_order(member, student)
     elif member.classes is not None:
         logits = _arranged(graph, logits, align("student", member.classes, student.classes)[1], SMOOTHING)
-    model = _finished(graph, logits, prepared, student)
+    model = _finished(graph, logits, prepared, student, knowledge)
     tolerance = CODED if isinstance(member, TorchMember) and has_codes(member.module) else TOLERANCE
     difference = compared(model, batch, expected, prepared.files, tolerance, unit)
     small: dict[str, Any] = {}
@@ -257,7 +260,7 @@ def _of_module(
     preprocess: Any,
     batch: Any,
     described: Mapping[str, Any],
-) -> tuple[Prepared, str]:
+) -> tuple[Prepared, str, str]:
     networks.check_plain(member)
     prepared = prepare(graph, preprocess, batch, described)
     module = networks.Logits(member, prepared.before, prepared.pixels)
@@ -282,7 +285,13 @@ def _of_module(
             if value.name in tensors:
                 tensors[value.name] = graph.cast(tensors[value.name], wanted)
     used = {value.name for value in part.graph.input}
-    return prepared, graph.append(part, {name: tensors[name] for name in used})[0]
+    outputs = graph.append(part, {name: tensors[name] for name in used})[0]
+    if not module.keeps_heads:
+        return prepared, outputs, ""
+    count = len(student.classes)
+    logits = graph.op("Gather", outputs, graph.constant(np.arange(count)), axis=1)
+    knowledge = graph.op("Gather", outputs, graph.constant([count]), axis=1)
+    return prepared, logits, graph.op("Squeeze", knowledge, graph.constant([1]))
 
 
 def _arranged(graph: Graph, logits: str, columns: np.ndarray | None, smoothing: float) -> str:
@@ -298,10 +307,15 @@ def _arranged(graph: Graph, logits: str, columns: np.ndarray | None, smoothing: 
     return graph.op("Where", graph.constant((columns < 0)[None]), unseen, picked)
 
 
-def _finished(graph: Graph, logits: str, prepared: Prepared, student: Exportable) -> onnx.ModelProto:
+def _finished(
+    graph: Graph, logits: str, prepared: Prepared, student: Exportable, knowledge: str
+) -> onnx.ModelProto:
     """The task's outputs, and metadata for the program that feeds the graph."""
     made = {"classification": _classes, "multilabel": _labels, "regression": _numbers}[student.task]
-    model = graph.model(made(graph, logits, prepared, student))
+    outputs = made(graph, logits, prepared, student)
+    if knowledge:
+        outputs[KNOWLEDGE] = (knowledge, FLOAT, [])
+    model = graph.model(outputs)
     about = {"format": FORMATS[student.task], "version": ensdistill.__version__}
     about |= {"classes": list(student.classes), "labels": list(student.labels), **prepared.about}
     about |= {"temperature": student.temperature, "samples": student.samples, "about": student.about}

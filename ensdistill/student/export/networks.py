@@ -22,6 +22,7 @@ from ensdistill.student.shrink.compact import Compact
 from ensdistill.teachers.members import TorchMember
 from ensdistill.teachers.members.base import SMOOTHING
 from ensdistill.teachers.members.dtypes import floating_type, tables
+from ensdistill.teachers.members.heads import MultiHead
 from ensdistill.teachers.members.module import is_plain
 
 Example = Tensor | dict[str, Tensor]
@@ -43,9 +44,27 @@ class MeanOfEmbeddings(nn.Module):
         return total if self.mode == "sum" else total / there.sum(1).clamp(min=1)
 
 
+class WithKnowledge(nn.Module):
+    """A network of several heads, whose outputs [N, C + 1] are its logits and, last, the mutual information
+    of class and head in nats."""
+
+    def __init__(self, network: MultiHead) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *inputs: Any, **named: Any) -> Tensor:
+        log_p = torch.log_softmax(self.network.heads(*inputs, **named).float(), -1)
+        weights = self.network.weights[:, None]
+        mean = torch.logsumexp(log_p + weights.log()[..., None], 0)
+        data = (weights * (log_p.exp() * log_p).sum(-1)).sum(0)
+        knowledge = (data - (mean.exp() * mean).sum(-1)).clamp(min=0)
+        return torch.cat([mean, knowledge[:, None]], 1)
+
+
 class Logits(nn.Module):
     """A member's logits [N, C], in its own order of classes, of the batch that its preprocess returned; of a
-    regressor means and variances side by side, in float64.
+    regressor means and variances side by side, in float64. Of a network with several heads their mutual
+    information with the class is one column more, the last.
 
     Parameters
     ----------
@@ -62,9 +81,14 @@ class Logits(nn.Module):
         self.module = without_bags(member.module)
         self.before, self.pixels = None if before is None else copy.deepcopy(before).cpu(), pixels
         self._call = copy.copy(member)
+        self.keeps_heads = isinstance(self.module, MultiHead)
+        if isinstance(self.module, MultiHead):
+            self.module = WithKnowledge(self.module)
         self._call.module = self.module
         self._reading, self._task = member._reading or "logits", member.task
         self._columns = None if member._columns is None else member._columns.tolist()
+        if self._columns is not None and self.keeps_heads:
+            self._columns = [*self._columns, len(self._columns)]
         self._dtype, self._ids = floating_type(member.module), bool(tables(member.module))
         self.eval()
 
