@@ -16,6 +16,7 @@ from rich.console import Console
 
 from benchmarks.methods import measure, table
 from benchmarks.methods.data import LONG, NAMES, QUICK, SHORT, Size, draw, few
+from benchmarks.quality.jobs import FIRST_SEEDS
 from benchmarks.teachers.data import Missing
 from ensdistill import cache_targets
 from ensdistill.bench import machine
@@ -44,7 +45,8 @@ def main(arguments: Sequence[str], folder: Path) -> int:
     p.add_argument(
         "--methods", nargs="+", metavar="METHOD", help=f"by default all: {', '.join(measure.METHODS)}"
     )
-    p.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], metavar="SEED")
+    p.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="by default five reported ones")
+    p.add_argument("--develop", action="store_true", help="five other seeds, on which a method may be chosen")
     p.add_argument("--steps", type=int, metavar="N", help="of a student")
     p.add_argument("--out", type=Path, metavar="FILE", help="the result, .json; an existing one is continued")
     options = p.parse_args(arguments)
@@ -60,7 +62,8 @@ def main(arguments: Sequence[str], folder: Path) -> int:
     size = few({"quick": QUICK, "long": LONG, "short": SHORT}[form], options.steps)
     cpu = torch.device("cpu")
     where, source = machine.describe_machine(cpu), machine.describe_source(cpu)
-    suffix = "" if form == "short" else f"-{form}"
+    seeds = options.seeds or [FIRST_SEEDS["develop" if options.develop else "report"] + i for i in range(5)]
+    suffix = ("" if form == "short" else f"-{form}") + "-develop" * options.develop
     out = options.out or folder / f"methods-{machine.result_name(where, source)}{suffix}.json"
     start: dict[str, Any] = {"schema_version": 1, "benchmark": "methods", "machine": where, "source": source}
     start |= {"settings": {"form": form, **asdict(size)}, "rows": []}
@@ -69,7 +72,7 @@ def main(arguments: Sequence[str], folder: Path) -> int:
     except ValueError as error:
         notes.print(str(error))
         return 2
-    for seed in options.seeds:
+    for seed in seeds:
         for name in options.sets:
             try:
                 compare(name, seed, chosen, size, result, out, notes)
