@@ -6,6 +6,7 @@
 
 #include "../bind.h"
 #include "memory.h"
+#include "run_loss.h"
 
 namespace ensdistill {
 
@@ -18,16 +19,18 @@ inline Tensor pooled_gradient(const LossArguments& a) {
 }
 
 // Members without weight are never read: a NaN of theirs can't matter, and they cost nothing.
-inline void choose_members(const LossArguments& a, std::vector<int64_t>& members, std::vector<double>& weights) {
+inline Members choose_members(const LossArguments& a) {
+  Members chosen;
   double total = 0;
   for (int64_t k = 0; k < a.members(); ++k) {
     const double w = a.weights ? a.weights->const_data_ptr<double>()[k] : 1.0;
     STD_TORCH_CHECK(w >= 0 && w <= 1e300, "weights: expected finite values of at least 0, got ", w, " for member ", k);
     total += w;
-    if (w > 0) members.push_back(k), weights.push_back(w);
+    if (w > 0) chosen.used.push_back(k), chosen.weights.push_back(w);
   }
   STD_TORCH_CHECK(total > 0, "weights: expected a sum above 0");
-  for (double& w : weights) w /= total;
+  for (double& w : chosen.weights) w /= total;
+  return chosen;
 }
 
 }  // namespace ensdistill

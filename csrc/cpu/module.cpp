@@ -9,6 +9,7 @@
 #include "../rowmath.h"
 #include "dispatch.h"
 #include "memory.h"
+#include "prepared.h"
 
 namespace {
 
@@ -27,6 +28,46 @@ pybind11::dict kernel_plan(int64_t rows, int64_t classes, int64_t members, int s
   return pybind11::dict("layout"_a = ensdistill::cuda::name_of(plan.layout), "threads"_a = plan.threads, "cluster_blocks"_a = plan.blocks,
                         "threads_per_row"_a = plan.lanes * plan.blocks, "rows_per_block"_a = plan.rows_per_block, "vectors_per_thread"_a = plan.steps,
                         "shared_bytes"_a = plan.shared_bytes, "bytes"_a = plan.bytes);
+}
+
+// A call's settings and shapes by name; its strides count elements.
+ensdistill::PreparedLoss prepare_loss(const pybind11::dict& settings, const pybind11::dict& layout) {
+  using namespace ensdistill;
+  LossCall call{};
+  const auto choice = [&](const char* name, auto& value) {
+    const auto given = settings[name].cast<std::string>();
+    if (!find_by_name(given, value)) throw std::invalid_argument(std::string(name) + ": unknown value " + given);
+  };
+#define ENSDISTILL_CHOICE(type, name) choice(#name, call.name);
+#define ENSDISTILL_SETTING(type, name) call.name = settings[#name].cast<type>();
+#include "../loss_arguments.def"
+  const auto number = [&](const char* name) { return layout[name].cast<int64_t>(); };
+  const auto element = [&](const char* name) {
+    Element type{};
+    if (!find_by_name(layout[name].cast<std::string>(), type)) throw std::invalid_argument(std::string(name) + ": unknown element");
+    return type;
+  };
+  call.rows = call.inner = number("rows"), call.classes = number("classes"), call.entries = number("entries");
+  call.student = {nullptr, element("student"), 0, number("student_stride"), 1};
+  call.targets = {nullptr, element("targets"), 0, number("target_stride"), 1};
+  call.target_member_stride = number("target_member_stride");
+  call.scale_member_stride = number("scale_member_stride"), call.scale_row_stride = number("scale_stride");
+  call.offset_member_stride = number("offset_member_stride"), call.offset_row_stride = number("offset_stride");
+  call.tail_is_double = layout["tail_is_double"].cast<bool>();
+  call.gradient_layout = {nullptr, call.student.type, 0, call.classes, 1};
+  return PreparedLoss(call, number("members"));
+}
+
+bool run_prepared(const ensdistill::PreparedLoss& loss, uintptr_t student, uintptr_t targets, uintptr_t scale, uintptr_t offset, uintptr_t ids,
+                  uintptr_t tail, uintptr_t weights, uintptr_t labels, uintptr_t class_weights, uintptr_t sample_weights, uintptr_t gradient,
+                  uintptr_t out) {
+  const auto at = [](uintptr_t address, auto* null) { return reinterpret_cast<decltype(null)>(address); };
+  void* const any = nullptr;
+  const float* const floats = nullptr;
+  const double* const doubles = nullptr;
+  const int64_t* const integers = nullptr;
+  return loss.run({at(student, any), at(targets, any), at(scale, floats), at(offset, floats), at(ids, integers), at(tail, any), at(weights, doubles),
+                   at(labels, integers), at(class_weights, doubles), at(sample_weights, doubles), at(gradient, any), at(out, any)});
 }
 
 template <class... Enums>
@@ -50,6 +91,10 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("use_instruction_set", &ensdistill::use_instruction_set, "Run another of the runnable instruction sets (tests and benchmarks do).");
   m.def("kernel_plan", &kernel_plan, "rows"_a, "classes"_a, "members"_a, "student_bytes"_a, "target_bytes"_a, "geometric"_a, "doubles"_a,
         "divergence"_a, "unit_classes"_a, "flat"_a, "entries"_a, "shared_limit"_a, "clusters"_a);
+  pybind11::class_<PreparedLoss>(m, "PreparedLoss", "A call of the loss whose settings, shapes, types and strides are checked; see prepared.py.")
+      .def(pybind11::init(&prepare_loss), "settings"_a, "layout"_a)
+      .def("run", &run_prepared, pybind11::call_guard<pybind11::gil_scoped_release>(),
+           "Addresses in the order of the op's tensors, 0 for None, then of gradient and loss. False where the op has to refuse or explain.");
   m.attr("names") = names<Element, Kind, Divergence, Combiner, TailMode, Reduction>();
   m.attr("loss_arguments") = ensdistill::argument_names();
   m.def("release_memory", &ensdistill::release_memory, "Free the gradient memory that is kept for the next call; returns its bytes.");

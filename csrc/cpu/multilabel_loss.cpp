@@ -48,15 +48,13 @@ void run(const MultilabelProblem& p, bool in_double) {
 MultilabelResult run_multilabel(const MultilabelArguments& m) {
   const LossArguments& a = m.shared;
   const int64_t N = a.rows();
-  std::vector<int64_t> members;
-  std::vector<double> member_weights;
-  choose_members(a, members, member_weights);
+  const Members members = choose_members(a);
 
   Tensor gradient = pooled_gradient(a);
   std::vector<double> row_loss(static_cast<size_t>(N));
   MultilabelProblem p{};
   static_cast<MultilabelCall&>(p) = multilabel_call_of(m, gradient);
-  p.members = members.data(), p.weights = member_weights.data(), p.members_used = int64_t(members.size());
+  p.members = members.used.data(), p.weights = members.weights.data(), p.members_used = int64_t(members.used.size());
   p.geometric = a.combiner != Combiner::prob && p.members_used > 1;
   const std::vector<float> classes = padded_floats(p.class_weights, p.classes), positives = padded_floats(p.positive_weights, p.classes);
   p.classes_f32 = classes.data(), p.positives_f32 = positives.data();

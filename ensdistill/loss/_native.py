@@ -152,6 +152,11 @@ def _capability(architecture: str) -> tuple[int, int]:
     return int(major), int(minor)
 
 
+def prepared_loss(settings: dict[str, Any], layout: dict[str, Any]) -> Any:
+    """The CPU's kernel for one signature of the loss: see `ensdistill.loss.prepared`."""
+    return _cpu.PreparedLoss(settings, layout)
+
+
 def kernel_plan(**shape: Any) -> dict[str, Any]:
     """See `ensdistill.loss.explain.kernel_plan`."""
     return dict(_cpu.kernel_plan(**shape))

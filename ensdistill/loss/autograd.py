@@ -7,7 +7,7 @@ gradient, and by-products that have none.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -48,19 +48,16 @@ def _versions(*tensors: Tensor | None) -> list[int | None]:
 
 
 class _Inputs:
-    """The inputs of one call, for a second derivative. ``held`` are the caller's own targets, and their class
-    dimension."""
+    """The inputs of one call, for a second derivative: the op's tensors, of which the targets may be given as
+    the caller's own, with their class dimension in ``held``, and the shape that the op takes."""
 
     __slots__ = ("held", "name", "rest", "shape", "student", "targets", "versions")
 
-    def __init__(self, operator: Operator, call: Any, held: tuple[Tensor, int] | None) -> None:
-        self.name = operator.name
-        self.student, targets, *self.rest = call[: operator.tensors]
-        self.shape, self.held, self.targets = targets.shape, held and held[1], targets
-        if held is not None:
-            targets = held[0]
-            self.targets = weakref.ref(targets)
-        self.versions = _versions(self.student, targets, *self.rest)
+    def __init__(self, name: str, tensors: Sequence[Any], shape: Sequence[int], held: int | None) -> None:
+        self.name, self.shape, self.held = name, shape, held
+        self.student, targets, *self.rest = tensors
+        self.targets: Any = targets if held is None else weakref.ref(targets)
+        self.versions = _versions(*tensors)
 
     def again(self) -> tuple[list[Tensor | None], str | None]:
         """Return the saved inputs, and an error message if they are stale."""
@@ -142,28 +139,66 @@ class _First(torch.autograd.Function):
         ctx.operator.refuse_forward_mode()
 
 
+class Made:
+    """The results of an op that ran outside of autograd, and what its backward takes.
+
+    Parameters
+    ----------
+    operator : Operator
+    call : Call
+        Its settings and flags, without tensors.
+    tensors : sequence of Tensor or None
+        The op's; the targets may be the caller's own, with ``held`` as in :class:`_Inputs`.
+    shape : sequence of int
+        Of the op's targets.
+    output : tuple of Tensor
+        The loss, the gradient, and others that have no derivative.
+    """
+
+    __slots__ = ("call", "held", "operator", "output", "shape", "tensors")
+
+    def __init__(
+        self,
+        operator: Operator,
+        call: Any,
+        tensors: Sequence[Any],
+        shape: Sequence[int],
+        held: int | None,
+        output: tuple[Tensor, ...],
+    ) -> None:
+        self.operator, self.call, self.output = operator, call, output
+        self.tensors, self.shape, self.held = tensors, shape, held
+
+    def differentiable(self, student: Tensor) -> tuple[Tensor, ...]:
+        """The results without the gradient, as functions of ``student``."""
+        results: tuple[Tensor, ...] = _apply(student, self)
+        return results
+
+
 class _Eager(torch.autograd.Function):
     """The op outside of tracing and torch.func, at a third of the cost of a call through torch.library."""
 
     @staticmethod
-    def forward(
-        ctx: Any, student: Tensor, operator: Operator, call: Any, held: tuple[Tensor, int] | None
-    ) -> tuple[Tensor, ...]:
-        with torch._C._AutoDispatchBelowAutograd():
-            output: tuple[Tensor, ...] = operator.run(*call)
-        ctx.operator, ctx.call = operator, operator.without_tensors(call)
-        if call.with_gradient:
-            ctx.save_for_backward(output[1])
-            ctx.inputs = _Inputs(operator, call, held)
+    def forward(ctx: Any, student: Tensor, made: Made) -> tuple[Tensor, ...]:
+        ctx.operator, ctx.call = made.operator, made.call
+        loss, gradient, *others = made.output
+        if made.call.with_gradient:
+            ctx.save_for_backward(gradient)
+            ctx.inputs = _Inputs(made.operator.name, made.tensors, made.shape, made.held)
         else:
-            ctx.save_for_backward(None, *map(saveable, call[: operator.tensors]))
+            ctx.save_for_backward(None, *map(saveable, made.tensors))
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*output[1:])
-        return output
+        if others:
+            ctx.mark_non_differentiable(*others)
+        return loss, *others
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
-        return ctx.operator.student_gradient(ctx, grad_loss), None, None, None
+        return ctx.operator.student_gradient(ctx, grad_loss), None
+
+
+# Function.apply looks for functorch's dead wrappers among the arguments first. Here are none.
+_apply = super(torch.autograd.Function, _Eager).apply
 
 
 class Operator:
@@ -208,9 +243,17 @@ class Operator:
             return self.run(*call)
         if torch._C._are_functorch_transforms_active():
             return self.transformable.apply(*call)
-        if call.student.requires_grad and torch.is_grad_enabled():
-            return _Eager.apply(call.student, self, call, held)
-        return self.run(*call)
+        if not (call.student.requires_grad and torch.is_grad_enabled()):
+            return self.run(*call)
+        with torch._C._AutoDispatchBelowAutograd():
+            output = self.run(*call)
+        tensors = call[: self.tensors]
+        if held is not None and call.with_gradient:
+            tensors = tensors[0], held[0], *tensors[2:]
+        shape, dim = call.targets.shape, held and held[1]
+        made = Made(self, self.without_tensors(call), tensors, shape, dim, output)
+        loss, *others = made.differentiable(call.student)
+        return loss, output[1], *others
 
     def without_tensors(self, call: Any) -> Any:
         """The call's settings and flags: a graph must keep no tensor but those that autograd saves."""

@@ -49,14 +49,14 @@ def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 # ------------------------------------------------------------------------------------------------------------
 
 # Looked up at every call: tests put another device's op in this module.
-_OPERATOR = Operator(
+OPERATOR = Operator(
     "ensdistill::distill_loss",
     "distillation_loss",
     lambda *arguments: distill_loss(*arguments),
     lambda **arguments: reference.distill_loss(**arguments, with_statistics=False)[0],
     SIGNATURE,
 )
-differentiable_loss = _OPERATOR.differentiable
+differentiable_loss = OPERATOR.differentiable
 
 
 def without_divergence(
