@@ -91,14 +91,20 @@ class Choices:
         return {**found, "held_out_nll": {name: one["nll"] for name, one in self._tried.items()}}
 
     def _judged(self, held_out: Callable[[], Any]) -> dict[str, Any]:
+        # A choice of this search that diverges is no choice. Where all diverge, the training that follows
+        # raises the error.
+        diverged = {"nll": None, "temperature": 1.0}
         try:
-            outputs = held_out()
+            with np.errstate(over="ignore", invalid="ignore"):
+                outputs = held_out()
+                if isinstance(outputs, Moments) and not _finite(outputs, self.labels):
+                    return diverged
+                scaling = scaling_by_labels(self.task, outputs, self.labels)
+                loss = self._loss(outputs, scaling)
         except FloatingPointError:
-            # A choice of this search that diverges is no choice. Where all diverge, the training that follows
-            # raises the error.
-            return {"nll": None, "temperature": 1.0}
-        scaling = scaling_by_labels(self.task, outputs, self.labels)
-        loss = self._loss(outputs, scaling)
+            return diverged
+        if not math.isfinite(loss):
+            return diverged
         before = [one["nll"] for one in self._tried.values() if one["nll"] is not None]
         if self.folder is not None and loss < min(before, default=math.inf):
             # Before the record of this choice: a search that is killed in between judges it again.
@@ -112,6 +118,14 @@ class Choices:
             return gaussian_nll(mean, np.maximum(np.asarray(variance), least), self.labels)
         rows = fitted_rows(self.task, np.asarray(scaling.logits(outputs))[None], self.labels)
         return negative_log_likelihood(log_mixture(rows.logits, np.ones(1)), rows.labels)
+
+
+def _finite(moments: Moments, labels: np.ndarray) -> bool:
+    """Whether the squared errors and the variances have finite sums."""
+    sums = [np.square(moments.mean - labels).sum()]
+    if moments.variance is not None:
+        sums.append(moments.variance.sum())
+    return bool(np.isfinite(sums).all())
 
 
 def calibrated(outputs: Any, scaling: Scaling) -> dict[str, np.ndarray]:
