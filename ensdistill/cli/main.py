@@ -17,8 +17,8 @@ from ensdistill.cli.messages import failure, print_json, short_warnings, usage_e
 from ensdistill.cli.usage import CACHE_COMMANDS, COMMANDS, OTHERS, USAGE
 
 # Commands with a parser of their own: a module here with main(words), imported when it is used.
-OWN = ("init", "predict", "export", "compare", "completion", "bench")
-WITH_JSON = (*STAGES, "init", "predict", "export", "compare", "info", "cache", "--version")
+OWN = ("init", "predict", "export", "compare", "share", "completion", "bench")
+WITH_JSON = (*STAGES, "init", "predict", "export", "compare", "share", "info", "cache", "--version")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

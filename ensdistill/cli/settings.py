@@ -178,6 +178,25 @@ def _built(given: Arguments, folder: str | None, found: dict[str, Any] | None) -
     return config, settings
 
 
+def parsed(cls: Any, path: Path, **defaults: Any) -> Any:
+    """The settings class that a YAML file describes, without overrides.
+
+    Raises
+    ------
+    ValueError
+        As by `load_config`.
+    """
+    from pydantic import ValidationError
+
+    from ensdistill.cli.classes import parse
+
+    settings = {**defaults, **_expanded(_read(path))}
+    try:
+        return parse(cls, settings)
+    except ValidationError as error:
+        raise ValueError("\n".join(_sentence(fault, {}) for fault in _inner(error))) from error
+
+
 def _read(path: Path) -> dict[str, Any]:
     settings = _yaml(path.read_bytes(), f"CONFIG: {path}")
     if not isinstance(settings, dict):

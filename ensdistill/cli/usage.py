@@ -12,6 +12,7 @@ COMMANDS = (
     "predict",
     "export",
     "compare",
+    "share",
     "info",
     "bench",
     "completion",
@@ -42,6 +43,7 @@ From data to predictions:
   ensdistill predict RUN NEW.csv  the student's label and probabilities, by row
   ensdistill export RUN --to onnx the student as one file
   ensdistill compare RUN RUN      several runs in one table and one page
+  ensdistill share FILE           one student for the data sets of several jobs
 
 With settings of your own, a whole job or up to a stage:
   ensdistill run CONFIG           the whole job, up to the report
@@ -72,7 +74,8 @@ Every command takes
   --quiet    no progress and no notes; results, warnings and errors only
   --debug    an error with its traceback
   --json     standard output holds one JSON document: run and its stages, init,
-             predict, export, compare, info, cache, RUN
+             predict, export, compare, share, info, cache,
+             RUN
 Exit status: 0 done; 2 a word or a setting has to change, because it is unknown,
 has a value that it can't have, or names a file, folder, column or student that
 is not there; 1 any other error: in data, in a file's content, in the work, or a

@@ -22,7 +22,8 @@ def completed(model: Callable[..., Any], example: Any, classes: int, preprocess:
         A module class, or a ``functools.partial`` of one. Its ``__init__`` may have the parameters ``inputs``
         (numbers per sample), ``image`` (channels, height and width), ``outputs`` (classes), ``buckets``
         (the largest id of a token), ``length`` (ids of each text), ``numeric`` (scaled numbers) and
-        ``cardinalities`` (codes of each category). Other callables are returned as they are.
+        ``cardinalities`` (codes of each category). Other callables are returned as they are. The arguments
+        that a class names in ``completes`` are completed themselves.
     example : array or tensor [N, ...], or a mapping of these
         A batch of preprocessed inputs; one sample is enough.
     classes : int
@@ -50,6 +51,13 @@ def completed(model: Callable[..., Any], example: Any, classes: int, preprocess:
         given = signature.bind_partial(*partial.args, **partial.keywords).arguments if partial else {}
     except (TypeError, ValueError):  # wrong arguments, which building the model reports
         return model
+    nested = {
+        name: completed(given[name], example, classes, preprocess)
+        for name in getattr(cls, "completes", ())
+        if name in given
+    }
+    if partial is not None and (changed := {n: v for n, v in nested.items() if v is not given[n]}):
+        model = partial = functools.partial(partial, **changed)
     found = _from_data(example, classes, preprocess)
     missing = {
         name: value

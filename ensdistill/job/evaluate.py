@@ -283,6 +283,29 @@ def _student(
     return StudentResults(name, about, models, curves, _generations(run, name, trusted, models["student"]))
 
 
+def student_models(
+    run: RunFolder, name: str, places: Sequence[Path], *, timed: bool = True
+) -> dict[str, ModelResult]:
+    """Other members in the place of a student, one of each seed, with and without temperature scaling; they
+    are judged as the student ``name`` of the run."""
+    config, found, cost = run.config, dict[str, list[Prediction]](), dict[str, Any]()
+    task = config.split(0).task
+    for seed, place in enumerate(places):
+        ensemble = Ensemble.load(run.of(Unit("teachers", seed)) / "ensemble", run.trusted)
+        rows, test = calibration_rows(run, seed, ensemble), config.split(seed).test.inputs
+        member = load_member(place, run.trusted)
+        outputs = outputs_of(member, test)
+        scaling = None if rows is None else closest_scaling(task, outputs_of(member, rows[0]), rows[1])
+        thresholds = Thresholds.of(run, seed, name, rows)
+        for kind, by in (("student", None), (SCALED["student"], scaling)):
+            made = thresholds.given("student", member, Prediction.of(task, outputs, by), by)
+            found.setdefault(kind, []).append(made)
+        if not cost:
+            sample = rows_for(member, test[: max(BATCH_SIZES)])
+            cost = _cost(member, served(member) if timed else None, sample)
+    return {kind: ModelResult(kind, **fields_of(values), **cost) for kind, values in found.items()}
+
+
 def _generations(run: RunFolder, name: str, trusted: Sequence[str], last: ModelResult) -> list[Predicted]:
     """The predictions of all generations of a student, of which ``last`` is the last; none of a single
     one."""

@@ -13,7 +13,7 @@ from job_helpers import flat, run, succeed, write_job
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["rnu", "x.yaml"], "compare, info, bench, completion; got 'rnu'. Did you mean `ensdistill run x.yaml`?"),
+        (["rnu", "x.yaml"], "compare, share, info, bench, completion; got 'rnu'. Did you mean `ensdistill run x.yaml`?"),
         (["cach", "info", "x"], "got 'cach'. Did you mean `ensdistill cache info x`?"),
         (["cache", "bild", "x.yaml"], "cache: expected one of build, info, verify, contributions, add-member, drop-member, "
          "reweight, convert, export, push, pull; got 'bild'. Did you mean `ensdistill cache build x.yaml`?"),

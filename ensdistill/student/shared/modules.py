@@ -28,6 +28,8 @@ class Headed(nn.Module):
     torch.Size([5, 3])
     """
 
+    completes = ("trunk",)  # of its inputs, by the data; its outputs are the features
+
     def __init__(self, trunk: Made, head: Made) -> None:
         super().__init__()
         self.trunk = trunk if isinstance(trunk, nn.Module) else make_module(trunk)
