@@ -22,6 +22,7 @@ from ensdistill.cli.completion import options_of
 from ensdistill.cli.settings import load_config
 from ensdistill.cli.usage import CACHE_COMMANDS, COMMANDS
 from ensdistill.job.config import Config
+from ensdistill.job.shared import SharedConfig
 from ensdistill.models import MLP
 from ensdistill.student.search.latency import Latency
 
@@ -185,6 +186,9 @@ def test_settings_are_read(page, number, folder, monkeypatch):
             monkeypatch.setitem(sys.modules, name, None)
             sys.modules.pop(name)
     settings = yaml.safe_load(text)
+    if "sets" in settings:
+        assert all(parse(SharedConfig, settings).sets[name].weight > 0 for name in settings["sets"])
+        return
     if "data" in settings:
         assert parse(Config, settings).teachers.members
         return
