@@ -27,6 +27,7 @@ from ensdistill.job.rows_check import check_rows
 from ensdistill.job.run_folder import RunFolder
 from ensdistill.job.searching import check_search
 from ensdistill.job.shrinking import check_shrink
+from ensdistill.job.spreads import check_ood
 from ensdistill.job.stored import check_stored
 from ensdistill.job.student_config import StudentConfig
 from ensdistill.job.task_check import check_task
@@ -53,6 +54,7 @@ def check_job(run: RunFolder) -> None:
     config = run.config
     check_task(config)
     check_search(config)
+    check_ood(config)
     for seed in range(config.seeds):
         _check_folds(config.trial() if config.searched else config, seed)  # it may have fewer labelled rows
         copies_of(config, seed)

@@ -4,6 +4,7 @@ distribution.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,6 +66,11 @@ class Spreads:
             return
         rows = [strange_rows(config, seed) for seed in range(config.seeds)]
         if any(one is None for one in rows):
+            warnings.warn(
+                "ood: the samples have no columns to shuffle, so the report can't show how well the members' "
+                "disagreement tells rows out of distribution: name a data set of such rows under ood",
+                stacklevel=2,
+            )
             return
         self.rows = rows
         self.about = SHUFFLED if config.ood is None else f"{type(config.ood).__name__} under ood"
@@ -106,6 +112,21 @@ def keeping_method(student: StudentConfig, distill: DistillConfig) -> Any:
     own: Any = loss_of(student, distill)
     parts = own.parts if isinstance(own, Mix) else (own,)
     return next((part for part in parts if isinstance(part, KEEPS)), None)
+
+
+def check_ood(config: Config) -> None:
+    """Refuse rows out of distribution of another form, and where the report has no place for them.
+
+    Raises
+    ------
+    ValueError
+        Names the setting.
+    """
+    if config.ood is None:
+        return
+    if (task := config.split(0).task) != "classification":
+        raise ValueError(f"ood: expected none for the task {task}, whose report has no figures of it")
+    strange_rows(config, 0)
 
 
 def strange_rows(config: Config, seed: int) -> Any:

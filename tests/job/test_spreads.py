@@ -14,7 +14,7 @@ from ensdistill import Ensemble
 from ensdistill.cli.settings import load_config
 from ensdistill.job.evaluate import evaluate
 from ensdistill.job.run_folder import RunFolder
-from ensdistill.job.spreads import SHUFFLED, Spreads, strange_rows
+from ensdistill.job.spreads import SHUFFLED, Spreads, check_ood, strange_rows
 from ensdistill.job.stages import run_unit
 from ensdistill.job.unit import Unit
 from ensdistill.report.judge import judge
@@ -98,13 +98,24 @@ def test_nothing_is_computed_where_no_student_keeps_the_members_and_no_rows_are_
     assert folder_of(copy).report_digest() != named.report_digest()
 
 
-def test_rows_of_another_form_are_refused(copy):
+def test_rows_of_another_form_are_refused(copy, monkeypatch):
     run = folder_of(copy)
     object.__setattr__(run.config, "ood", _Other())
     with pytest.raises(
         ValueError, match=r"^ood: expected samples like those of data, .*\[1, 8, 8\].*; got .*\[3\]"
     ):
-        strange_rows(run.config, 0)
+        check_ood(run.config)
+    numbers = type("Numbers", (), {"task": "regression"})()
+    monkeypatch.setattr(type(run.config), "split", lambda *_: numbers)
+    with pytest.raises(ValueError, match=r"^ood: expected none for the task regression"):
+        check_ood(run.config)
+
+
+def test_texts_have_no_columns_to_shuffle_which_is_said(copy, monkeypatch):
+    run = folder_of(copy, **{"distill.students.small.method": "hydra"})
+    monkeypatch.setattr("ensdistill.job.spreads.shuffled_columns", lambda *_: None)
+    with pytest.warns(UserWarning, match="^ood: the samples have no columns to shuffle"):
+        assert Spreads(run).rows == []
 
 
 class _Other:
