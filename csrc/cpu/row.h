@@ -50,11 +50,18 @@ class Row {
           best_q_at{},
           best_p_at{},
           unsafe{} {}
+    // The sums that one walk takes. All of a part are as many stores as a narrow row has vectors.
+    void clear_member() { member = Walk<S>(); }
+    void clear_terms() { value = slope = vec{}, unsafe = ivec{}; }
   };
 
-  // f(part, begin, end): all blocks, shared out over the team. Each part starts anew.
+  // f(part, begin, end): all blocks, shared out over the team. Each part starts anew, or is cleared of what the walk takes.
   template <class F>
-  void each_range(const F& f);
+  void each_range(const F& f) {
+    each_range([](Part& part) { new (&part) Part; }, f);
+  }
+  template <class Clear, class F>
+  void each_range(const Clear& clear, const F& f);
   // f(block, first vector, vectors).
   template <class F>
   ALWAYS_INLINE void each_block(int64_t begin, int64_t end, const F& f) const {
@@ -107,6 +114,7 @@ class Row {
   void observe_mixture();
   void find_best(vec Part::* value, ivec Part::* at, int64_t* best) const;
   void note_unsafe();
+  vec label_losses() const;
   void finish(vec divergence);
   void finish_row(int lane, float value);
   void finish_unread();
@@ -148,9 +156,9 @@ class Row {
 };
 
 template <class S>
-template <class F>
-void Row<S>::each_range(const F& f) {
-  for (int i = 0; i < parts; ++i) new (part + i) Part;
+template <class Clear, class F>
+ALWAYS_INLINE void Row<S>::each_range(const Clear& clear, const F& f) {
+  for (int i = 0; i < parts; ++i) clear(part[i]);
   if (parts == 1) return f(part[0], 0, blocks);
   struct Context {
     Row* row;

@@ -84,28 +84,30 @@ template <bool kSum, bool kValue>
 void Row<S>::gradient_of_forward_kl() {
   using Sum = std::conditional_t<kSum, Yes, No>;
   if (!kValue && !p.gradient) return finish(kl);
-  each_range([&, this](Part& part, int64_t begin, int64_t end) {
-    each_block(begin, end, [&](int64_t block, int64_t first, int64_t n) {
-      const vec fq = q.factor(block), fm = member.factor(block) * last_weight;
-      if constexpr (kValue) {
-        vec value{};
-        for (int64_t i = first; i < first + n; ++i) {
-          const vec qi = S::load(e_q + i * S::lanes) * fq, pi = mixture(i, fm, Sum{});
-          value += ForwardKl::at<S>(pi, qi, S::log(pi / qi), qi).value;
-          part.unsafe |= (pi > vec{}) & (qi < S::all(kTiny));
-        }
-        part.value += value;
-      }
-      if (!p.gradient) return;
-      const vec sq = fq * scale, sm = fm * scale;
-      write(block, first, n, [&](int64_t) {
-        return [&](int64_t i) ALWAYS_INLINE_LAMBDA {
-          if constexpr (kSum) return S::load(e_q + i * S::lanes) * sq - (S::load(e_m + i * S::lanes) * sm + S::load(sum_p + i * S::lanes) * scale);
-          else return S::load(e_q + i * S::lanes) * sq - S::load(e_m + i * S::lanes) * sm;
-        };
-      });
-    });
-  });
+  each_range([](Part& part) { part.clear_terms(); },
+             [&, this](Part& part, int64_t begin, int64_t end) {
+               each_block(begin, end, [&](int64_t block, int64_t first, int64_t n) {
+                 const vec fq = q.factor(block), fm = member.factor(block) * last_weight;
+                 if constexpr (kValue) {
+                   vec value{};
+                   for (int64_t i = first; i < first + n; ++i) {
+                     const vec qi = S::load(e_q + i * S::lanes) * fq, pi = mixture(i, fm, Sum{});
+                     value += ForwardKl::at<S>(pi, qi, S::log(pi / qi), qi).value;
+                     part.unsafe |= (pi > vec{}) & (qi < S::all(kTiny));
+                   }
+                   part.value += value;
+                 }
+                 if (!p.gradient) return;
+                 const vec sq = fq * scale, sm = fm * scale;
+                 write(block, first, n, [&](int64_t) {
+                   return [&](int64_t i) ALWAYS_INLINE_LAMBDA {
+                     if constexpr (kSum)
+                       return S::load(e_q + i * S::lanes) * sq - (S::load(e_m + i * S::lanes) * sm + S::load(sum_p + i * S::lanes) * scale);
+                     else return S::load(e_q + i * S::lanes) * sq - S::load(e_m + i * S::lanes) * sm;
+                   };
+                 });
+               });
+             });
   if (kValue) note_unsafe();
   finish(kValue ? sum_over(&Part::value) : kl);
 }
@@ -116,25 +118,26 @@ template <class D, bool kSum>
 void Row<S>::terms() {
   using Sum = std::conditional_t<kSum, Yes, No>;
   const vec beta = S::all(float(p.beta));
-  each_range([&, this](Part& part, int64_t begin, int64_t end) {
-    each_block(begin, end, [&](int64_t block, int64_t first, int64_t n) {
-      const vec fq = q.factor(block), fm = member.factor(block) * last_weight;
-      vec value{}, slope{};
-      for (int64_t i = first; i < first + n; ++i) {
-        const vec qi = S::load(e_q + i * S::lanes) * fq, pi = mixture(i, fm, Sum{});
-        Term<vec> term;
-        if constexpr (D::kNeedsRatio) {
-          term = D::template at<S>(pi, qi, -S::log(qi / pi), beta);
-          part.unsafe |= (qi > vec{}) & (pi < S::all(kTiny));
-        } else {
-          term = D::template at<S>(pi, qi, qi, beta);
-        }
-        S::store(e_m + i * S::lanes, term.slope);
-        value += term.value, slope += term.slope;
-      }
-      part.value += value, part.slope += slope;
-    });
-  });
+  each_range([](Part& part) { part.clear_terms(); },
+             [&, this](Part& part, int64_t begin, int64_t end) {
+               each_block(begin, end, [&](int64_t block, int64_t first, int64_t n) {
+                 const vec fq = q.factor(block), fm = member.factor(block) * last_weight;
+                 vec value{}, slope{};
+                 for (int64_t i = first; i < first + n; ++i) {
+                   const vec qi = S::load(e_q + i * S::lanes) * fq, pi = mixture(i, fm, Sum{});
+                   Term<vec> term;
+                   if constexpr (D::kNeedsRatio) {
+                     term = D::template at<S>(pi, qi, -S::log(qi / pi), beta);
+                     part.unsafe |= (qi > vec{}) & (pi < S::all(kTiny));
+                   } else {
+                     term = D::template at<S>(pi, qi, qi, beta);
+                   }
+                   S::store(e_m + i * S::lanes, term.slope);
+                   value += term.value, slope += term.slope;
+                 }
+                 part.value += value, part.slope += slope;
+               });
+             });
   note_unsafe();
 }
 
@@ -144,14 +147,15 @@ void Row<S>::terms_and_gradient() {
   summed ? terms<D, true>() : terms<D, false>();
   const vec value = sum_over(&Part::value), slopes = sum_over(&Part::slope);
   if (p.gradient)
-    each_range([&, this](Part&, int64_t begin, int64_t end) {
-      each_block(begin, end, [&](int64_t block, int64_t first, int64_t n) {
-        const vec fq = q.factor(block) * slopes * scale;
-        write(block, first, n, [&](int64_t) {
-          return [&](int64_t i) ALWAYS_INLINE_LAMBDA { return S::load(e_m + i * S::lanes) * scale - S::load(e_q + i * S::lanes) * fq; };
-        });
-      });
-    });
+    each_range([](Part&) {},
+               [&, this](Part&, int64_t begin, int64_t end) {
+                 each_block(begin, end, [&](int64_t block, int64_t first, int64_t n) {
+                   const vec fq = q.factor(block) * slopes * scale;
+                   write(block, first, n, [&](int64_t) {
+                     return [&](int64_t i) ALWAYS_INLINE_LAMBDA { return S::load(e_m + i * S::lanes) * scale - S::load(e_q + i * S::lanes) * fq; };
+                   });
+                 });
+               });
   finish(value);
 }
 
@@ -196,14 +200,36 @@ void Row<S>::find_best(vec Part::* value, ivec Part::* at, int64_t* best) const 
     }
 }
 
+// The cross entropies of the rows' labels, 0 where a row has none.
+template <class S>
+typename S::vec Row<S>::label_losses() const {
+  alignas(64) float logit[S::lanes] = {}, weight[S::lanes] = {};
+  alignas(64) int32_t known[S::lanes] = {};
+  for (int lane = 0; lane < count; ++lane) {
+    if (!active[lane] || !p.labelled(row + lane)) continue;
+    known[lane] = -1, logit[lane] = student.one(label[lane], lane);
+    weight[lane] = p.class_weights ? float(p.class_weights[label[lane]]) : 1.f;
+  }
+  ivec has;
+  std::memcpy(&has, known, sizeof has);
+  const vec loss = cross_entropy(log_sum_q1, S::load(logit), S::load(weight), p.smoothed_classes ? weighted_mean_logit : vec{},
+                                 S::all(float(p.class_weight_sum / p.classes)), S::all(float(p.label_smoothing)));
+  return has ? loss * float(p.label_share) : vec{};
+}
+
 // The rows' losses, from `divergence` as the divergence's values.
 template <class S>
 void Row<S>::finish(vec divergence) {
   vec loss = S::all(float(p.alpha * p.temperature * p.temperature)) * divergence;
   if (p.z_loss != 0) loss += S::all(float(p.z_loss)) * log_sum_q1 * log_sum_q1;
+  if (p.hard()) loss += label_losses();
   alignas(64) float value[S::lanes];
   S::store(value, loss);
-  const bool plain = all_active && !p.statistics && !p.sample_weights && !p.hard();
+  const bool plain = all_active && !p.statistics && !p.sample_weights;
+  if (plain && count == S::lanes && !S::any(unsafe)) {
+    for (int lane = 0; lane < S::lanes; ++lane) p.row_loss[row + lane] = value[lane];
+    return;
+  }
   for (int lane = 0; lane < count; ++lane)
     if (plain && !unsafe[lane]) p.row_loss[row + lane] = value[lane];
     else finish_row(lane, value[lane]);
@@ -227,12 +253,6 @@ void Row<S>::finish_row(int lane, float value) {
     return;
   }
   if (unsafe[lane]) return row_in_double(p, n);
-  if (p.hard(n)) {
-    const float label_weight = p.class_weights ? float(p.class_weights[label[lane]]) : 1.f;
-    value += float(p.label_share) * cross_entropy(log_sum_q1[lane], student.one(label[lane], lane), label_weight,
-                                                  p.smoothed_classes ? weighted_mean_logit[lane] : 0.f, float(p.class_weight_sum / p.classes),
-                                                  float(p.label_smoothing));
-  }
   p.row_loss[n] = p.sample_weight(n) * value;
   if (!statistics) return;
   statistics[0] = student_entropy[lane], statistics[1] = mixture_entropy[lane];

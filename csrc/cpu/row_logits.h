@@ -9,6 +9,13 @@ void Row<S>::locate() {
   student = source_of<S>(p.student, p.student.at(row, p.inner), p.classes, count, student_layout);
   if (p.gradient) sink = sink_of<S>(p.gradient, p.gradient_layout, p.gradient_layout.at(row, p.inner), p.classes, count, student_layout);
   if (!p.labels && !p.sample_weights) return;
+  if (!p.sample_weights) {  // all rows are active
+    for (int lane = 0; lane < lanes; ++lane) {
+      const int64_t known = p.labels[row + (lane < count ? lane : count - 1)];
+      label[lane] = known == p.ignore_index ? 0 : known;
+    }
+    return;
+  }
   all_active = true, any_active = false;
   for (int lane = 0; lane < lanes; ++lane) {
     const int64_t n = row + (lane < count ? lane : count - 1);
@@ -188,22 +195,23 @@ void Row<S>::walk_members() {
     const Softmax<S> previous = member;
     const vec weight = last_weight;
     const Source<S> source = target(k);
-    each_range([&, this](Part& part, int64_t begin, int64_t end) {
-      alignas(64) float z[kBlockVectors * S::lanes];
-      each_block(begin, end, [&](int64_t block, int64_t first, int64_t n) {
-        float *m = e_m + first * S::lanes, *sum = sum_p + first * S::lanes;
-        if (k == 1) {
-          const vec factor = previous.factor(block) * weight;
-          for (int64_t i = 0; i < n; ++i) S::store(sum + i * S::lanes, S::load(m + i * S::lanes) * factor);
-        } else if (k > 1) {
-          const vec factor = previous.factor(block) * weight;
-          for (int64_t i = 0; i < n; ++i) S::store(sum + i * S::lanes, S::load(sum + i * S::lanes) + S::load(m + i * S::lanes) * factor);
-        }
-        const vec largest = source.decode(source, first, first + n, z);
-        if (probabilities) member.block_of_probabilities(z, block, n, part.member, source.after(first));
-        else member.block(z, block, n, largest, part.member, source.after(first));
-      });
-    });
+    each_range([](Part& part) { part.clear_member(); },
+               [&, this](Part& part, int64_t begin, int64_t end) {
+                 alignas(64) float z[kBlockVectors * S::lanes];
+                 each_block(begin, end, [&](int64_t block, int64_t first, int64_t n) {
+                   float *m = e_m + first * S::lanes, *sum = sum_p + first * S::lanes;
+                   if (k == 1) {
+                     const vec factor = previous.factor(block) * weight;
+                     for (int64_t i = 0; i < n; ++i) S::store(sum + i * S::lanes, S::load(m + i * S::lanes) * factor);
+                   } else if (k > 1) {
+                     const vec factor = previous.factor(block) * weight;
+                     for (int64_t i = 0; i < n; ++i) S::store(sum + i * S::lanes, S::load(sum + i * S::lanes) + S::load(m + i * S::lanes) * factor);
+                   }
+                   const vec largest = source.decode(source, first, first + n, z);
+                   if (probabilities) member.block_of_probabilities(z, block, n, part.member, source.after(first));
+                   else member.block(z, block, n, largest, part.member, source.after(first));
+                 });
+               });
     const Walk<S> walk = walk_over(&Part::member, member.k);
     member.finish(walk);
     if (probabilities) member.refuse_unless_distribution();

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <memory>
 
 #include "dispatch.h"
 #include "memory.h"
@@ -51,16 +52,23 @@ void run_rows(const Problem& p, bool in_double) {
   torch::stable::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) { kernels.rows(p, begin, end, thread_scratch(bytes), alone); });
 }
 
+// In double, and in an order that only the number of rows decides: the same bits for any number of threads. One sum would wait for itself.
+double sum_of(const double* x, int64_t count) {
+  constexpr int64_t sums = 8;
+  double sum[sums] = {}, total = 0;
+  const int64_t whole = count / sums * sums;
+  for (int64_t i = 0; i < whole; i += sums)
+    for (int64_t j = 0; j < sums; ++j) sum[j] += x[i + j];
+  for (int64_t i = whole; i < count; ++i) total += x[i];
+  for (double part : sum) total += part;
+  return total;
+}
+
 template <class Real>
-void write(const std::vector<double>& rows, const std::vector<double>& statistics, bool per_row, double factor, void* loss, void* by_products) {
+void write(const double* rows, int64_t count, const std::vector<double>& statistics, bool per_row, double factor, void* loss, void* by_products) {
   std::copy(statistics.begin(), statistics.end(), static_cast<Real*>(by_products));
-  if (per_row) {
-    std::copy(rows.begin(), rows.end(), static_cast<Real*>(loss));
-    return;
-  }
-  double sum = 0;  // in row order, in double: the same bits for any number of threads
-  for (double x : rows) sum += x;
-  *static_cast<Real*>(loss) = Real(sum * factor);
+  if (per_row) std::copy(rows, rows + count, static_cast<Real*>(loss));
+  else *static_cast<Real*>(loss) = Real(sum_of(rows, count) * factor);
 }
 
 }  // namespace
@@ -68,7 +76,8 @@ void write(const std::vector<double>& rows, const std::vector<double>& statistic
 void run_loss(const LossCall& call, const Members& members, bool in_double, void* loss, void* statistics_out) {
   const int64_t N = call.rows, C = call.classes;
   const int64_t labelled = call.labels ? N - std::count(call.labels, call.labels + N, call.ignore_index) : 0;
-  std::vector<double> row_loss(N), statistics(statistics_out ? 4 * N : 0);
+  const std::unique_ptr<double[]> row_loss(new double[size_t(N)]);  // every row writes its own
+  std::vector<double> statistics(statistics_out ? 4 * N : 0);
   std::vector<float> smoothed;
   Problem p{};
   static_cast<LossCall&>(p) = call;
@@ -83,12 +92,12 @@ void run_loss(const LossCall& call, const Members& members, bool in_double, void
   p.gradient_factor = p.row_factor();
   p.label_share = p.hard_share() / (p.reduction == Reduction::mean && labelled > 0 ? double(labelled) : 1.0);
   p.some_unlabelled = p.hard() && labelled < N;
-  p.row_loss = row_loss.data();
+  p.row_loss = row_loss.get();
   p.statistics = statistics_out ? statistics.data() : nullptr;
   if (N > 0) run_rows(p, in_double || p.temperature > kMaxFloatTemperature);
   const bool per_row = p.reduction == Reduction::none;
-  if (in_double) write<double>(row_loss, statistics, per_row, p.gradient_factor, loss, statistics_out);
-  else write<float>(row_loss, statistics, per_row, p.gradient_factor, loss, statistics_out);
+  if (in_double) write<double>(row_loss.get(), N, statistics, per_row, p.gradient_factor, loss, statistics_out);
+  else write<float>(row_loss.get(), N, statistics, per_row, p.gradient_factor, loss, statistics_out);
 }
 
 }  // namespace ensdistill

@@ -78,9 +78,47 @@ typename S::vec decode_along(const Source<S>& source, int64_t first, int64_t las
   return max;
 }
 
+// Rows that are narrow and follow one another: all of them at once, as floats with the rows' own stride.
+template <class S, class T>
+constexpr int64_t kFlatClasses = S::turns_four ? 32 : 0;
+
+template <class S, class T>
+ALWAYS_INLINE bool lies_flat(const Place& place, int64_t first, int64_t last) {
+  return S::turns_four && place.rows == S::lanes && first == 0 && last == place.classes && place.row_stride == place.classes && last >= 4 &&
+         last <= kFlatClasses<S, T>;
+}
+
+template <class S, class T>
+ALWAYS_INLINE typename S::vec decode_flat(const Source<S>& source, float* out) {
+  const T* rows = static_cast<const T*>(source.data);
+  const int64_t classes = source.classes;
+  typename S::vec max = S::all(-__builtin_inff());
+  for (int64_t at = 0; at < classes * S::lanes * int64_t(sizeof(T)); at += 64)
+    __builtin_prefetch(reinterpret_cast<const char*>(rows) + source.ahead * int64_t(sizeof(T)) + at);
+  alignas(64) float buffer[kFlatClasses<S, T> * S::lanes];
+  const float* floats = buffer;
+  if constexpr (sizeof(T) == 4) floats = rows;
+  else
+    for (int64_t i = 0; i < classes; ++i) S::store(buffer + i * S::lanes, S::load(rows + i * S::lanes));
+  for (int64_t c = 0; c < classes; c += 4) {
+    const int64_t from = c + 4 <= classes ? c : classes - 4;
+    typename S::vec v[4];
+    S::load_four(floats + from, classes, v);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const auto x = decoded<S, T>(source, v[i]);
+      S::store(out + (from + i) * S::lanes, x);
+      max = S::max(max, x);
+    }
+  }
+  return max;
+}
+
 template <class S, class T>
 typename S::vec decode_turned(const Source<S>& source, int64_t first, int64_t last, float* out) {
   constexpr int lanes = S::lanes;
+  if constexpr (S::turns_four)
+    if (lies_flat<S, T>(source, first, last)) return decode_flat<S, T>(source, out);
   const T* row[lanes];
   for (int r = 0; r < lanes; ++r) row[r] = static_cast<const T*>(source.data) + (r < source.rows ? r : source.rows - 1) * source.row_stride;
   typename S::vec max = S::all(-__builtin_inff());
@@ -131,8 +169,29 @@ void store_along(const Sink<S>& sink, int64_t first, int64_t last, const float* 
 }
 
 template <class S, class T>
+ALWAYS_INLINE void store_flat(const Sink<S>& sink, const float* g) {
+  T* rows = static_cast<T*>(sink.data);
+  const int64_t classes = sink.classes;
+  for (int64_t at = 0; at < classes * S::lanes * int64_t(sizeof(T)); at += 64)
+    __builtin_prefetch(reinterpret_cast<char*>(rows) + sink.ahead * int64_t(sizeof(T)) + at, 1);
+  alignas(64) float buffer[kFlatClasses<S, T> * S::lanes];
+  float* floats = buffer;
+  if constexpr (sizeof(T) == 4) floats = rows;
+  for (int64_t c = 0; c < classes; c += 4) {
+    const int64_t from = c + 4 <= classes ? c : classes - 4;
+    const typename S::vec v[4] = {S::load(g + from * S::lanes), S::load(g + (from + 1) * S::lanes), S::load(g + (from + 2) * S::lanes),
+                                  S::load(g + (from + 3) * S::lanes)};
+    S::store_four(floats + from, classes, v);
+  }
+  if constexpr (sizeof(T) != 4)
+    for (int64_t i = 0; i < classes; ++i) S::store(rows + i * S::lanes, S::load(buffer + i * S::lanes));
+}
+
+template <class S, class T>
 void store_turned(const Sink<S>& sink, int64_t first, int64_t last, const float* g) {
   constexpr int lanes = S::lanes;
+  if constexpr (S::turns_four)
+    if (lies_flat<S, T>(sink, first, last)) return store_flat<S, T>(sink, g);
   T* row = static_cast<T*>(sink.data);
   for (int64_t c = first; c < last; c += lanes) {
     const int64_t count = last - c < lanes ? last - c : lanes;
