@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -142,11 +143,12 @@ class LanguageEnsemble:
             for place in range(0, len(answers), POSITIONS):
                 part = slice(place, place + POSITIONS)
                 count = len(answers[part])
-                if room is None or room.shape[1] < count:
-                    room = torch.empty(len(hidden), count, self.vocabulary, device=hidden[0].device)
+                shape = (len(hidden), count, self.vocabulary)
+                if room is None or room.numel() < math.prod(shape):
+                    room = torch.empty(math.prod(shape), device=hidden[0].device)
+                logits = room[: math.prod(shape)].view(shape)  # contiguous: others would be copied
                 for k, one in enumerate(hidden):
-                    self._logits(k, one[part], room[k, :count])
-                logits = room[:, :count]
+                    self._logits(k, one[part], logits[k])
                 routed = None if chosen is None else chosen[part]
                 yield self._mixed(logits, answers[part], routed) if self.mixes else logits
 
