@@ -19,6 +19,7 @@ struct DenseRow : RowBase<Panel> {
   // The last sweep's source of probabilities: the only distribution, or the last member beside the sum of the others.
   Softmax<Real> last;
   bool single = true;
+  int members = 1;  // that are used; memory would be read again after every store
   Real last_weight = 1;
 
   ENSDISTILL_DEVICE DenseRow(const Problem& p, Panel& panel) : Base(p, panel) {}
@@ -37,10 +38,10 @@ struct DenseRow : RowBase<Panel> {
     panel.wait_for_student();
     this->know_student(this->template sums<U>([&](int step, Real(*x)[V]) { this->template read<U>(student, step, x); }, Real(1 / p.temperature),
                                               this->own_unit(), this->smoothed()));
-    const int members = p.prepared->members_used;
+    members = p.prepared->members_used;
     single = members == 1 || p.geometric;
     last_weight = member_weight(members - 1);
-    read_targets(members);
+    read_targets();
   }
 
   ENSDISTILL_DEVICE void run(int64_t index) {
@@ -72,7 +73,7 @@ struct DenseRow : RowBase<Panel> {
     return softmax;
   }
 
-  ENSDISTILL_DEVICE void read_targets(int members) {
+  ENSDISTILL_DEVICE void read_targets() {
     if constexpr (Panel::kResident) {
 #pragma unroll 1
       for (int k = 0; k < members; ++k) {
@@ -126,7 +127,7 @@ struct DenseRow : RowBase<Panel> {
 #pragma unroll
     for (int j = 0; j < V; ++j) x[0][j] = 0;
 #pragma unroll 1
-    for (int k = 0; k < p.prepared->members_used; ++k) {
+    for (int k = 0; k < members; ++k) {
       Real z[1][V];
       read_member(k, step, z);
 #pragma unroll
@@ -139,22 +140,22 @@ struct DenseRow : RowBase<Panel> {
   ENSDISTILL_DEVICE void mixture(int step, Real* prob, Real* log_prob) const {
     Real z[1][V];
     if constexpr (Panel::kResident) {
-      if (p.geometric && p.prepared->members_used > 1) this->template read<1>(panel.sum(), step, z);
-      else this->template read<1>(panel.shelf_of(p.prepared->members_used - 1, row), step, z);
+      if (p.geometric && members > 1) this->template read<1>(panel.sum(), step, z);
+      else this->template read<1>(panel.shelf_of(members - 1, row), step, z);
       if (single) return from_logits(z[0], prob, log_prob);
       panel.sum().get_numbers(step, prob);
 #pragma unroll
       for (int j = 0; j < V; ++j) prob[j] += last_weight * exponential(last.log_prob(z[0][j]));
     } else {
       if (single) {
-        if (p.geometric && p.prepared->members_used > 1) read_mean(step, z);
+        if (p.geometric && members > 1) read_mean(step, z);
         else read_member(0, step, z);
         return from_logits(z[0], prob, log_prob);
       }
 #pragma unroll
       for (int j = 0; j < V; ++j) prob[j] = 0;
 #pragma unroll 1
-      for (int k = 0; k < p.prepared->members_used; ++k) {
+      for (int k = 0; k < members; ++k) {
         read_member(k, step, z);
         const Softmax<Real> member = panel.softmax(k, last.inv_t);
 #pragma unroll
@@ -192,7 +193,7 @@ struct DenseRow : RowBase<Panel> {
   ENSDISTILL_DEVICE Real log_of_little(int c) const {
     Real max = minus_infinity<Real>(), sum = 0;
 #pragma unroll 1
-    for (int k = 0; k < p.prepared->members_used; ++k) {
+    for (int k = 0; k < members; ++k) {
       const Real x = panel.softmax(k, last.inv_t).log_prob(panel.member_at(k, row, c)) + logarithm(member_weight(k));
       const Real next = larger(max, x), against = reference_of(next);
       sum = sum * exponential(max - against) + exponential(x - against);

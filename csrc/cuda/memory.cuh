@@ -46,8 +46,17 @@ struct Decoding {
 
   template <class T>
   ENSDISTILL_DEVICE Real operator()(Real x) const {
+    return takes_log<T>() ? logarithm(x) : plain<T>(x);
+  }
+  // The same in two steps, of which the second is asked for once for many numbers.
+  template <class T>
+  ENSDISTILL_DEVICE Real plain(Real x) const {
     if constexpr (std::is_same_v<T, uint8_t>) return ensdistill::decode(x, step, offset, zero_value);
-    return probability ? logarithm(x) : x;
+    return x;
+  }
+  template <class T>
+  ENSDISTILL_DEVICE bool takes_log() const {
+    return !std::is_same_v<T, uint8_t> && probability;
   }
 };
 
@@ -144,7 +153,7 @@ struct Packed {
   }
 };
 
-// --- readers: load(step) and decode(bits, j) of one row, for one thread
+// --- readers: load(step), plain(bits, j) and takes_log() of one row, for one thread
 
 // Vectors of a row in device memory.
 template <class T, int V>
@@ -166,7 +175,8 @@ struct Source {
     else bits.load_elements(row, first, *span);
     return bits;
   }
-  ENSDISTILL_DEVICE float decode(const Bits& bits, int j) const { return decoding.template operator()<T>(bits.at(j)); }
+  ENSDISTILL_DEVICE float plain(const Bits& bits, int j) const { return decoding.template plain<T>(bits.at(j)); }
+  ENSDISTILL_DEVICE bool takes_log() const { return decoding.template takes_log<T>(); }
 };
 
 // The same vectors, once they are in the thread's column of shared memory.
@@ -182,7 +192,8 @@ struct Shelf {
     bits.get(slot(step));
     return bits;
   }
-  ENSDISTILL_DEVICE float decode(const Bits& bits, int j) const { return decoding.template operator()<T>(bits.at(j)); }
+  ENSDISTILL_DEVICE float plain(const Bits& bits, int j) const { return decoding.template plain<T>(bits.at(j)); }
+  ENSDISTILL_DEVICE bool takes_log() const { return decoding.template takes_log<T>(); }
 
   // For a shelf of floats: a thread's own numbers.
   ENSDISTILL_DEVICE void get_numbers(int step, float* x) const {
@@ -220,7 +231,8 @@ struct Elements {
   Decoding<float> decoding;
 
   ENSDISTILL_DEVICE float load(int step) const { return float_of(row[int64_t(span->first(step)) * stride]); }
-  ENSDISTILL_DEVICE float decode(float x, int) const { return decoding.template operator()<T>(x); }
+  ENSDISTILL_DEVICE float plain(float x, int) const { return decoding.template plain<T>(x); }
+  ENSDISTILL_DEVICE bool takes_log() const { return decoding.template takes_log<T>(); }
   static ENSDISTILL_DEVICE float float_of(float x) { return x; }
   static ENSDISTILL_DEVICE float float_of(Bf16 x) { return __bfloat162float(x); }
   static ENSDISTILL_DEVICE float float_of(F16 x) { return __half2float(x); }
@@ -247,9 +259,8 @@ struct Elements<Any> {
   Decoding<double> decoding;
 
   ENSDISTILL_DEVICE double load(int step) const { return number_at(data, type, start + int64_t(span->first(step)) * stride); }
-  ENSDISTILL_DEVICE double decode(double x, int) const {
-    return type == Element::u8 ? decoding.template operator()<uint8_t>(x) : decoding.template operator()<double>(x);
-  }
+  ENSDISTILL_DEVICE double plain(double x, int) const { return type == Element::u8 ? decoding.template plain<uint8_t>(x) : x; }
+  ENSDISTILL_DEVICE bool takes_log() const { return type != Element::u8 && decoding.probability; }
 };
 
 template <class T>

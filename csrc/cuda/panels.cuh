@@ -115,9 +115,10 @@ struct Vectors : PanelBase<Student, Target, Traits<Student>::vector, kResident_ 
   ENSDISTILL_DEVICE unsigned char* column(int64_t bytes_before, int slot_bytes) const {
     return memory + p.shelves_at + bytes_before * p.steps * blockDim.x + threadIdx.x * slot_bytes;
   }
+  // Of one buffer, or of two in turn.
   ENSDISTILL_DEVICE Shelf<Target, V> shelf_of(int k, int64_t row) const {
     constexpr int bytes = Packed<Target, V>::bytes;
-    return {column(16 + (k % p.buffers) * bytes, bytes), this->decoding_of(k, row)};
+    return {column(16 + (k & (p.buffers - 1)) * bytes, bytes), this->decoding_of(k, row)};
   }
   ENSDISTILL_DEVICE Shelf<float, V> sum() const { return {column(16 + p.buffers * Packed<Target, V>::bytes, 4 * V), {}}; }
 

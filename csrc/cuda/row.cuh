@@ -119,11 +119,18 @@ struct RowBase {
 #pragma unroll
     for (int u = 0; u < Count; ++u) {
       const int first = panel.span.first(step + u);
-      const bool whole = step + u < panel.span.steps && panel.span.whole(first);
+      const bool here = step + u < panel.span.steps;
+      if (here && panel.span.whole(first)) {  // without a question for each element
 #pragma unroll
-      for (int j = 0; j < V; ++j) {
-        x[u][j] = minus_infinity<Real>();
-        if (whole || (step + u < panel.span.steps && panel.span.inside(first + j))) x[u][j] = reader.decode(bits[u], j);
+        for (int j = 0; j < V; ++j) x[u][j] = reader.plain(bits[u], j);
+      } else {
+#pragma unroll
+        for (int j = 0; j < V; ++j) x[u][j] = here && panel.span.inside(first + j) ? reader.plain(bits[u], j) : minus_infinity<Real>();
+      }
+      if (reader.takes_log()) {
+#pragma unroll
+        for (int j = 0; j < V; ++j)
+          if (here && panel.span.inside(first + j)) x[u][j] = logarithm(x[u][j]);
       }
     }
   }
@@ -133,6 +140,7 @@ struct RowBase {
   template <int Count, class ReadBatch>
   ENSDISTILL_DEVICE LogSums<Real> sums(const ReadBatch& read_batch, Real inv_t, bool unit = false, bool total = false) const {
     LogSums<Real> s = LogSums<Real>::nothing();
+    const Real scale = power_scale(inv_t);
 #pragma unroll 1
     for (int step = 0; step < panel.span.steps; step += Count) {
       Real x[Count][V];
@@ -143,11 +151,11 @@ struct RowBase {
 #pragma unroll
         for (int j = 0; j < V; ++j) next = larger(next, x[u][j]);
       const Real against = reference_of(next);
-      s.sum *= exponential((s.max - against) * inv_t);
+      s.sum *= power((s.max - against) * scale);
 #pragma unroll
       for (int u = 0; u < Count; ++u)
 #pragma unroll
-        for (int j = 0; j < V; ++j) s.sum += exponential((x[u][j] - against) * inv_t);
+        for (int j = 0; j < V; ++j) s.sum += power((x[u][j] - against) * scale);
       if (unit) {
         s.unit *= exponential(s.max - against);
 #pragma unroll
