@@ -144,7 +144,7 @@ def test_init_takes_the_settings_that_its_errors_name(iris):
         (["--label", "species"], "--label: there is no such setting; known: data, teachers,"),
         (
             ["--targets", "species"],
-            "threads, max_test_copies, show_rows, minutes, trials, refit. Did you mean '--target'?",
+            "threads, max_test_copies, show_rows, ood, minutes, trials, refit. Did you mean '--target'?",
         ),
     ],
 )

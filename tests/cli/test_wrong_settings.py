@@ -13,7 +13,7 @@ SMALL, MEMBER = "distill.students.small", "teachers.members.0.init_args"
     [
         # A name that no setting has, at every depth; the nearest one is suggested.
         ({"sedes": 2}, [], "sedes: there is no such setting; known: data, teachers, cache, distill, name, "),
-        ({"sedes": 2}, [], "max_test_copies, show_rows, minutes, trials, refit. Did you mean 'seeds'?"),
+        ({"sedes": 2}, [], "max_test_copies, show_rows, ood, minutes, trials, refit. Did you mean 'seeds'?"),
         (
             {"distill.loss.temprature": 2},
             [],

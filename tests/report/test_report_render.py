@@ -276,7 +276,8 @@ def test_before_and_after_temperature_scaling() -> None:
 def test_adaptive_ece_is_in_the_tables(page: tuple[Path, RunResults], report: dict[str, Any]) -> None:
     cell = f"{100 * report['models']['ensemble']['adaptive_ece']['mean']:.2f}"
     assert re.search(rf"^ensemble .* {re.escape(cell)} *$", printed(report, 100), re.MULTILINE)
-    assert (page[0] / "report.html").read_text().count('<th scope="col">aECE %</th>') == 2
+    # Of models, generations and members.
+    assert (page[0] / "report.html").read_text().count('<th scope="col">aECE %</th>') == 3
 
 
 @pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
