@@ -60,12 +60,13 @@ def hinting_member(run: RunFolder, unit: Unit) -> Member | None:
         return None
     teachers = Unit("teachers", unit.seed)
     ensemble, record = Ensemble.load(run.of(teachers) / "ensemble", run.trusted), run.record(teachers)
+    networks = [one.name for one in ensemble.members if _is_module(one)]
     name = hints.member or best_network(ensemble, record.get("held_out_nll") or {}, _is_module)
     if name not in ensemble.names:
-        raise ValueError(_expected(unit.student, hints.member, ensemble.names))
+        raise ValueError(_expected(unit.student, hints.member, ensemble.names, networks))
     found: Member = ensemble.members[ensemble.names.index(name)]
     if not _is_module(found):
-        raise ValueError(_expected(unit.student, hints.member, ensemble.names))
+        raise ValueError(_expected(unit.student, hints.member, ensemble.names, networks))
     return found
 
 
@@ -119,7 +120,8 @@ def check_hints(name: str, distill: DistillConfig, recipes: Sequence[Recipe], sp
     tried = [one for one in recipes if hints.member in (None, *one.names())]
     # A member that exists already is looked at when the ensemble has been made of all.
     if not tried or all(isinstance(one, SklearnMembers) for one in tried):
-        raise ValueError(_expected(name, hints.member, names))
+        networks = [own for one in recipes if isinstance(one, TorchMembers) for own in one.names()]
+        raise ValueError(_expected(name, hints.member, names, networks))
     for recipe in tried:
         if not isinstance(recipe, TorchMembers) or student.model is None:
             continue
@@ -144,10 +146,11 @@ def _is_module(member: Any) -> bool:
     return is_plain(inner(member))
 
 
-def _expected(student: str, member: str | None, names: Sequence[str]) -> str:
+def _expected(student: str, member: str | None, names: Sequence[str], networks: Sequence[str]) -> str:
     """The message on a member that can't give hints."""
     got = f"{member!r} of {', '.join(names)}" if member else f"{', '.join(names)}, which are none"
+    remedy = f"name one of {', '.join(networks)}" if networks else "add TorchMembers, or leave hints out"
     return (
         f"distill.students.{student}.method.hints.member: expected a member that is a torch module, whose "
-        f"layer the student learns; got {got}: add TorchMembers, or leave hints out"
+        f"layer the student learns; got {got}: {remedy}"
     )

@@ -55,13 +55,13 @@ def notes_of(companion: nn.Module | None) -> tuple[str, ...]:
     return tuple(note for note in notes if isinstance(note, str) and note)
 
 
-def check_layers(model: nn.Module, layers: Sequence[str]) -> None:
-    """Raise ValueError for a layer that a network does not have."""
+def check_layers(model: nn.Module, layers: Sequence[str], argument: str = "layers") -> None:
+    """Raise ValueError, which begins with ``argument``, for a layer that a network does not have."""
     names = [name for name, _ in model.named_modules() if name]
     for layer in layers:
         if layer not in names:
             raise ValueError(
-                f"layers: expected modules of {type(model).__name__}, {', '.join(names[:12])}"
+                f"{argument}: expected modules of {type(model).__name__}, {', '.join(names[:12])}"
                 f"{', ...' if names[12:] else ''}; got {layer!r}"
             )
 

@@ -91,14 +91,22 @@ def test_a_student_has_the_preprocess_of_the_member_that_gives_it_hints():
 @pytest.mark.parametrize(
     ("hints", "more", "message"),
     [
-        ({"teacher_layer": "9"}, {}, r"hints\.layers: expected modules of MLP, .*; got '9' \(member mlp\)"),
+        (
+            {"teacher_layer": "9"},
+            {},
+            r"hints\.teacher_layer: expected modules of MLP, .*; got '9' \(member mlp\)",
+        ),
         ({"student_layer": "0", "teacher_layer": "1"}, {}, None),
-        ({"student_layer": "reshape", "teacher_layer": "1"}, {}, r"hints\.layers: expected modules of MLP"),
+        (
+            {"student_layer": "reshape", "teacher_layer": "1"},
+            {},
+            r"hints\.student_layer: expected modules of MLP",
+        ),
         ({"member": "gaussiannb"}, {}, "small.method.hints.member: expected a member that is a torch module"),
         (
             {"member": "nobody"},
             {},
-            "expected a member that is a torch module.*got 'nobody' of mlp, gaussiannb",
+            "expected a member that is a torch module.*got 'nobody' of mlp, gaussiannb: name one of mlp$",
         ),
         ({}, {"preprocess": None}, r"small\.preprocess: expected auto with hints"),
     ],

@@ -201,6 +201,12 @@ REFUSED = [
         r"^method\.alpha_divergence\.order: expected .* -5 to 5",
     ),
     ({"mlkd": {"pool": []}}, ValueError, r"^method\.mlkd\.pool: expected a list of temperatures; got \[\]"),
+    ("hints", TypeError, r"^method\.hints: expected settings for student_layer and teacher_layer; got none"),
+    (
+        {"hints": {"student_layer": "1"}},
+        TypeError,
+        r"^method\.hints: expected settings for teacher_layer; got \{'student_layer': '1'\}",
+    ),
     ({"standardised": {"of": "x"}}, ValueError, r"^method\.standardised\.of: expected one of kd.*got 'x'"),
     (
         {"no.such.thing": 1},

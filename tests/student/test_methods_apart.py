@@ -175,8 +175,10 @@ def test_hints_of_feature_maps_have_a_regressor_of_one_pixel(tmp_path):
     assert Hints("0", "0", teacher=teacher).companion(start).weight.shape == (5, 2, 1, 1)
     with pytest.raises(ValueError, match=r"^student_layer, teacher_layer: .*got \[2, 2, 2, 2\] .* \[2, 20\]"):
         Hints("0", "1", teacher=teacher).companion(start)
-    with pytest.raises(ValueError, match=r"^layers: expected modules of Sequential, 0, 1, 2; got"):
+    with pytest.raises(ValueError, match=r"^student_layer: expected modules of Sequential, 0, 1, 2; got"):
         Hints("9", "0", teacher=teacher).companion(start)
+    with pytest.raises(ValueError, match=r"^teacher_layer: expected modules of Sequential, 0, 1, 2; got"):
+        Hints("0", "9", teacher=teacher).companion(start)
     with pytest.raises(ValueError, match=r"^teacher: Sequential does not take the student's inputs"):
         Hints("0", "0", teacher=nn.Sequential(nn.Linear(3, 3))).companion(start)
 

@@ -88,6 +88,7 @@ class Hints(Method):
         return replace(self, teacher=deepcopy(module))
 
     def companion(self, start: Start) -> nn.Module:
+        check_layers(start.student, self.layers, "student_layer")
         with features_of(start.student, self.layers, always=True) as features, torch.no_grad():
             call(start.student, start.inputs)
         student = feature(features, self.student_layer, "student_layer")
@@ -112,7 +113,7 @@ class Hints(Method):
         before, first = teacher.training, next(iter(inputs.values())) if isinstance(inputs, dict) else inputs
         teacher.to(first.device).eval()
         try:
-            check_layers(teacher, [self.teacher_layer])
+            check_layers(teacher, [self.teacher_layer], "teacher_layer")
             with features_of(teacher, [self.teacher_layer], always=True) as features, torch.no_grad():
                 call(teacher, inputs)
         except (RuntimeError, TypeError) as error:

@@ -137,6 +137,8 @@ def _part(argument: str, name: str, value: Any) -> tuple[StudentLoss, float]:
     if make in METHODS.values() and (strange := [key for key in settings if key not in settings_of(make)]):
         known = ", ".join(["weight", *settings_of(make)])
         raise TypeError(f"{where}.{strange[0]}: expected one of {known}; got {settings[strange[0]]!r}")
+    if missing := [key for key in needed_by(make) if key not in settings]:
+        raise TypeError(f"{where}: expected settings for {' and '.join(missing)}; got {settings or 'none'}")
     if make in (Standardised, Mutual) and "of" in settings:
         settings["of"] = build(settings["of"], f"{where}.of")
     try:
@@ -152,6 +154,14 @@ def settings_of(make: Any) -> list[str]:
         return [f.name for f in fields(LossSettings) if f.name not in make.args[0]]
     own = [f.name for f in fields(make)] if is_dataclass(make) else []
     return [name for name in own if not (make is Heads and name == "weights")]
+
+
+def needed_by(make: Any) -> list[str]:
+    """The settings that a method of this package has no default for."""
+    if make not in METHODS.values() or not is_dataclass(make):
+        return []
+    own = inspect.signature(make).parameters.values()
+    return [one.name for one in own if one.default is one.empty]
 
 
 def _own(argument: str, path: str) -> Callable[..., Any]:
