@@ -17,6 +17,7 @@ from ensdistill import DistillationLoss, Ensemble, Optimization, Rows, StudentTr
 from ensdistill.common.checkpoint import CheckpointMismatch
 from ensdistill.common.random import BatchOrder, derive_seed
 from ensdistill.loss.settings import LossSettings
+from ensdistill.loss.targets import EnsembleLogits
 from ensdistill.models import MLP
 from ensdistill.student import Batch, HardLabels, SoftTargets, StudentLoss
 
@@ -275,11 +276,31 @@ def test_a_loss_beside_keywords_or_a_member(cache):
         match=r"^loss: expected either a loss or keywords of LossSettings; got Standardised and temperature$",
     ):
         StudentTrainer(SHORT, loss=Standardised(), temperature=2.0)
+    weighted = SoftTargets(weights=torch.full((len(cache.names),), 1 / len(cache.names)))
     with pytest.raises(
-        ValueError,
-        match=r"^member: '.*', but Standardised receives the targets of all members; select the member",
+        ValueError, match=r"^member: expected none beside SoftTargets with weights of members"
     ):
-        StudentTrainer(SHORT, loss=Standardised()).distill(STUDENT, ROWS, cache, member=cache.names[0])
+        StudentTrainer(SHORT, loss=weighted).distill(STUDENT, ROWS, cache, member=cache.names[0])
+
+
+def test_a_method_from_outside_receives_the_targets_of_one_member(cache):
+    def of_first(outputs, targets, labels, batch):
+        return Standardised()(outputs, EnsembleLogits(targets.to_logits()[:1]), labels, batch)
+
+    trained = [
+        StudentTrainer(SHORT, loss=loss).distill(STUDENT, ROWS, cache, member=member, seed=5).module
+        for loss, member in ((Standardised(), cache.names[0]), (of_first, None))
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(*(m.parameters() for m in trained), strict=True))
+
+
+@pytest.mark.parametrize("method", ["kd", {"jsd": {"beta": 0.3}}])
+def test_a_soft_loss_by_name_receives_the_targets_of_one_member(cache, method):
+    settings = {"divergence": "jsd", "beta": 0.3} if method != "kd" else {}
+    named = StudentTrainer(SHORT, method=method).distill(STUDENT, ROWS, cache, member=cache.names[1], seed=5)
+    plain = StudentTrainer(SHORT, **settings).distill(STUDENT, ROWS, cache, member=cache.names[1], seed=5)
+    pairs = zip(named.module.parameters(), plain.module.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,6 @@ from ensdistill.cache import TargetCache
 from ensdistill.common.tasks import task_of
 from ensdistill.loss.regression import RegressionSettings
 from ensdistill.loss.settings import Impl, LossSettings
-from ensdistill.student.methods.method import Method
-from ensdistill.student.methods.mix import Mix
 from ensdistill.student.methods.moment_targets import MomentTargets
 from ensdistill.student.methods.one_member import OneMember
 from ensdistill.student.methods.own import name_of
@@ -27,23 +25,32 @@ def loss_by_task(
     member: str | None,
     impl: Impl = "fused",
 ) -> StudentLoss:
-    """The loss against a source's targets, by its task; ``member`` names the only one that counts. A loss is
-    returned as it is.
+    """The loss against a source's targets, by its task; ``member`` names the only one that counts. Without
+    it a loss is returned as it is; with it the loss receives the targets of that member alone.
 
     Raises
     ------
     ValueError
-        A setting of another task, a member that the source does not have, or one beside a loss.
+        A setting of another task, a member that the source does not have, or one beside a loss that has
+        weights of members, needs several of them, or is of another task than classification.
     """
     if not isinstance(settings, LossSettings | RegressionSettings):
         if member is None:
             return settings
-        if isinstance(settings, Method | Mix):
-            return OneMember.of(settings, cache, member)
-        raise ValueError(
-            f"member: {member!r}, but {name_of(settings)} receives the targets of all members; select the "
-            "member in the loss, or pass LossSettings"
-        )
+        if type(settings) in (SoftTargets, SoftLabels) and settings.weights is None:
+            # Its own weights select the member, without a copy of the member's logits.
+            return settings.of_member(settings.settings, cache, member, settings.impl)
+        if isinstance(settings, SoftTargets):
+            raise ValueError(
+                f"member: expected none beside {name_of(settings)} with weights of members; got {member!r}: "
+                "leave the weights out"
+            )
+        if task_of(cache) != "classification":
+            raise ValueError(
+                f"member: {member!r}, but {name_of(settings)} receives the targets of all members; select "
+                "the member in the loss, or pass LossSettings"
+            )
+        return OneMember.of(settings, cache, member)
     task = task_of(cache)
     if task == "regression":
         own = RegressionSettings.of(settings) if isinstance(settings, LossSettings) else settings
