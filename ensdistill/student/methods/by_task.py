@@ -37,14 +37,15 @@ def loss_by_task(
     if not isinstance(settings, LossSettings | RegressionSettings):
         if member is None:
             return settings
-        if type(settings) in (SoftTargets, SoftLabels) and settings.weights is None:
-            # Its own weights select the member, without a copy of the member's logits.
-            return settings.of_member(settings.settings, cache, member, settings.impl)
         if isinstance(settings, SoftTargets):
-            raise ValueError(
-                f"member: expected none beside {name_of(settings)} with weights of members; got {member!r}: "
-                "leave the weights out"
-            )
+            if settings.weights is not None:
+                raise ValueError(
+                    f"member: expected none beside {name_of(settings)} with weights of members; got "
+                    f"{member!r}: leave the weights out"
+                )
+            if type(settings) in (SoftTargets, SoftLabels):
+                # Its own weights select the member, without a copy of the member's logits.
+                return settings.of_member(settings.settings, cache, member, settings.impl)
         if task_of(cache) != "classification":
             raise ValueError(
                 f"member: {member!r}, but {name_of(settings)} receives the targets of all members; select "

@@ -158,7 +158,7 @@ def settings_of(make: Any) -> list[str]:
 
 def needed_by(make: Any) -> list[str]:
     """The settings that a method of this package has no default for."""
-    if make not in METHODS.values() or not is_dataclass(make):
+    if make not in METHODS.values() or not inspect.isclass(make):
         return []
     own = inspect.signature(make).parameters.values()
     return [one.name for one in own if one.default is one.empty]
