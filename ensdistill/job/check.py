@@ -22,6 +22,7 @@ from ensdistill.data.versions import view_inputs
 from ensdistill.job.config import Config
 from ensdistill.job.estimators import fitted_preprocess
 from ensdistill.job.hinted import check_hints
+from ensdistill.job.method_config import with_heads
 from ensdistill.job.prepared import prepare, prepare_student
 from ensdistill.job.rows_check import check_rows
 from ensdistill.job.run_folder import RunFolder
@@ -77,6 +78,11 @@ def check_job(run: RunFolder) -> None:
                 prepared.factory, split.labelled, len(split.classes), prepared.preprocess, weights, split.task
             )
             if student is not None:
+                heads = with_heads(student, config.distill, prepared.factory)
+                if heads is not None:
+                    build_student(
+                        heads, split.labelled, len(split.classes), prepared.preprocess, None, split.task
+                    )
                 for optimization in (student.optimization, student.baseline):
                     tried = optimization.with_numbers(1000, optimization.accumulate, 1e-3)
                     build_optimizer(tried, module)

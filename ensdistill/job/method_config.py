@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 from ensdistill.common.fingerprint import digest
 from ensdistill.common.tasks import Task
 from ensdistill.loss.settings import DEFAULTS, LossSettings, digest_parts
-from ensdistill.student.methods import StudentLoss, build, temperatures_of
+from ensdistill.student.methods import Mix, StudentLoss, build, temperatures_of
+from ensdistill.student.methods.heads import Heads
 
 if TYPE_CHECKING:
     from ensdistill.job.config import CacheConfig, DistillConfig
@@ -58,6 +62,18 @@ def temperatures(student: StudentConfig, distill: DistillConfig) -> tuple[float,
     return (own.temperature,) if isinstance(own, LossSettings) else tuple(temperatures_of(own))
 
 
+def with_heads(
+    student: StudentConfig, distill: DistillConfig, factory: Callable[[], nn.Module]
+) -> Callable[[], nn.Module] | None:
+    """What makes a student's network with several heads, where its method is hydra or has it as a part; else
+    None. Two heads show whether the network ends with a linear layer."""
+    own = loss_of(student, distill)
+    for part in own.parts if isinstance(own, Mix) else (own,):
+        if isinstance(part, Heads):
+            return replace(part, weights=(1.0,) * part.least_members).network(factory)
+    return None
+
+
 def digest_of_loss(student: StudentConfig, distill: DistillConfig) -> list[Any]:
     """The loss as data for a digest; of loss settings as before methods existed."""
     own = loss_of(student, distill)
@@ -82,6 +98,11 @@ def check_methods(distill: DistillConfig, cache: CacheConfig) -> None:
             raise ValueError(
                 f"{where}: expected none for distill.students.{name}, which is {kind} and learns by kd; set "
                 "the method of the other students under their own names"
+            )
+        if student.compile and own.layers:
+            raise ValueError(
+                f"distill.students.{name}.compile: expected False with {where}, which reads the student's "
+                f"layers; got {student.compile!r}: leave it out, or choose another method"
             )
         made_at = cache.mixture_at
         if made_at is None:

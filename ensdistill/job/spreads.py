@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ensdistill.common.errors import WrongArgument
 from ensdistill.common.random import derive_seed
 from ensdistill.data import Split
 from ensdistill.data.samples import form, joined, subset
@@ -141,7 +142,11 @@ def strange_rows(config: Config, seed: int) -> Any:
     split = config.split(seed)
     if config.ood is None:
         return shuffled_columns(_some(split.test.inputs), derive_seed("ood", seed))
-    other: Split = config.ood.split(seed)
+    try:
+        other: Split = config.ood.split(seed)
+    except ValueError as error:
+        kind = WrongArgument if isinstance(error, WrongArgument) else ValueError
+        raise kind(f"ood.{error}") from error
     parts = [one.inputs for one in (other.labelled, other.pool, other.test) if len(one)]
     for part in parts:
         if (got := form(part)) != (expected := form(split.test.inputs)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,8 @@ from sklearn.metrics import roc_auc_score
 
 from ensdistill import Ensemble
 from ensdistill.cli.settings import load_config
+from ensdistill.common.errors import WrongArgument
+from ensdistill.data import Table
 from ensdistill.job.evaluate import evaluate
 from ensdistill.job.run_folder import RunFolder
 from ensdistill.job.spreads import SHUFFLED, Spreads, check_ood, strange_rows
@@ -96,6 +100,13 @@ def test_nothing_is_computed_where_no_student_keeps_the_members_and_no_rows_are_
     assert len(spreads.rows[0]) == 1797
     assert [one.knowledge for one in spreads.of_student("small")["student"]] == [None]
     assert folder_of(copy).report_digest() != named.report_digest()
+
+
+def test_a_file_that_is_not_there_is_refused_with_the_setting(tmp_path):
+    split = SimpleNamespace(task="classification")
+    ood = Table(tmp_path / "none.csv", target="species")
+    with pytest.raises(WrongArgument, match=r"^ood\.path: there is no file"):
+        check_ood(SimpleNamespace(ood=ood, split=lambda seed: split))
 
 
 def test_rows_of_another_form_are_refused(copy, monkeypatch):

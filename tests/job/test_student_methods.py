@@ -94,6 +94,10 @@ REFUSED = [
         {"distill.method": "dkd", "cache.mixture_at": 1.0},
         "cache.mixture_at: expected the temperature of distill.method, 4, because .*; got 1:",
     ),
+    (
+        {"distill.students.small.method": "hydra", "distill.students.small.compile": True},
+        r"distill.students.small.compile: expected False with distill.students.small.method, which reads the",
+    ),
 ]
 
 

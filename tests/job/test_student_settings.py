@@ -9,6 +9,7 @@ import pytest
 import torch
 from job_helpers import fingerprints, job_file, succeed, write_job
 from safetensors.torch import load_file, save_file
+from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import MultiStepLR
 
@@ -36,6 +37,17 @@ OPTIMIZATION = {
     "clip_norm": 0.5,
     "accumulate": 4,
 }
+
+
+class EndsWithAParameter(nn.Module):
+    """A network without a linear layer."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(inputs, outputs))
+
+    def forward(self, x):
+        return x.flatten(1) @ self.weight
 
 
 def config_of(folder, **change):
@@ -85,13 +97,17 @@ def test_a_student_without_extras_has_the_digests_of_a_plain_optimization():
             {"optimization": {**OPTIMIZATION, "groups": [{"parameters": "head.*"}]}},
             r"groups: 'head\.\*' matches no",
         ),
+        (
+            {"method": {"kd": 1, "hydra": 1}, "model": f"{__name__}.EndsWithAParameter"},
+            "model: expected a network that ends with an nn.Linear",
+        ),
         ({"recompute_modules": ["blocks.*"]}, r"recompute_modules: 'blocks\.\*' matches no module"),
         (
             {"weights": "WEIGHTS"},
             r"weights: .*3\.weight is float32 \[9, 8\], the student's float32 \[10, 8\]",
         ),
     ],
-    ids=["accumulate", "groups", "recompute", "weights"],
+    ids=["accumulate", "groups", "heads", "recompute", "weights"],
 )
 def test_a_job_refuses_them_before_it_begins(change, match, tmp_path):
     if "weights" in change:
