@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -91,8 +92,13 @@ class SharedConfig:
             raise ValueError(
                 f"features, seeds: expected at least 1 each; got {self.features} and {self.seeds}"
             )
-        if module_recipe(self.trunk) is None:
+        recipe = module_recipe(self.trunk)
+        if recipe is None:
             raise ValueError(f"trunk: expected a module class with plain arguments; got {self.trunk!r}")
+        # Without them the network alone would get the set's classes as the trunk's outputs.
+        takes = inspect.signature(self.trunk).parameters
+        if "outputs" in takes and recipe["init_args"].get("outputs") is None:
+            raise ValueError(f"trunk.outputs: expected {self.features}, the features; got none")
         for name, own in self.sets.items():
             if not own.weight > 0:
                 raise ValueError(f"sets.{name}.weight: expected a number above 0; got {own.weight}")

@@ -134,7 +134,7 @@ def spread(report: dict[str, Any]) -> Iterator[Section]:
         rows = [
             (
                 kind,
-                "members' disagreement" if found[kind]["keeps_members"] else "entropy",
+                "members" if found[kind]["keeps_members"] else "entropy",
                 f"{found[kind]['ood_auroc']['mean']:.3f}",
                 f"{found[kind]['ood_auroc_total']['mean']:.3f}",
                 *([f"{found[kind]['rank_with_members']['mean']:.2f}"] if ranked else ()),
@@ -144,7 +144,8 @@ def spread(report: dict[str, Any]) -> Iterator[Section]:
         ]
         about = (
             "Whether a model tells rows that it does not know from rows that are hard. AUROC: how well the "
-            "column's uncertainty tells test rows from rows out of distribution; a half is chance. "
+            "column's uncertainty (the members' disagreement or the entropy) tells test rows from rows out "
+            "of distribution; a half is chance. "
             + "Rank: Spearman's correlation with the members' disagreement (mutual information) on the test "
             "rows. " * ranked + f"The rows out of distribution: {found['rows']}."
         )

@@ -86,6 +86,10 @@ def test_one_command_trains_all_and_reports_each_head(tmp_path):
 
 REFUSED = [
     ({"features": 7}, r"trunk: expected features \[N, 7\] \(features\); got \[2, 6\]"),
+    (
+        {"trunk": {"class_path": "MLP", "init_args": {"hidden": [8]}}},
+        r"trunk\.outputs: expected 6, the features; got none",
+    ),
     ({"sets": {"few": {"config": "few/job.yaml"}}}, "sets: expected at least two; got few"),
     ({"optimization": {}}, "optimization: expected numbers for steps"),
     (

@@ -46,9 +46,9 @@ def test_the_section_names_the_rows_and_leaves_out_ranks_without_an_ensemble():
     assert mlp.title == "Members' disagreement kept: mlp"
     assert "The rows out of distribution: rows of another table." in mlp.about
     assert [row[:2] for row in mlp.rows] == [
-        ("ensemble", "members' disagreement"),
+        ("ensemble", "members"),
         ("direct", "entropy"),
-        ("student", "members' disagreement"),
+        ("student", "members"),
     ]
     assert len(mlp.columns) == len(mlp.rows[0]) == 6
     report = judge(run_results(seeds=(0,), spreads=[]), resamples=2000)
