@@ -264,6 +264,16 @@ def test_a_collapse_is_reported_and_the_training_goes_on_by_the_proxy():
     assert np.isfinite(gradient).all()
 
 
+def test_a_training_too_short_for_a_verdict_tells_how_far_its_mean_is():
+    guard, log_mean = Guard(), torch.tensor([[0.7, 0.3], [0.4, 0.6]]).log()
+    guard.watch(-5 * log_mean.exp(), torch.zeros(2), log_mean, 0)
+    assert not guard.collapsed
+    assert notes_of(guard)[0].startswith("endd ended ")
+    assert "train for more steps" in notes_of(guard)[0]
+    guard.watch(log_mean, torch.zeros(2), log_mean, 0)
+    assert notes_of(guard) == ()
+
+
 def test_a_mean_that_is_worse_than_a_constant_is_a_collapse():
     guard = Guard()
     s = torch.tensor(OUTPUTS * 3)

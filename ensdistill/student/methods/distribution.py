@@ -98,8 +98,13 @@ class Guard(nn.Module):
     @property
     def note(self) -> str:
         """What a report says of the training; empty where nothing happened."""
-        if not self.collapsed:
+        if not self.collapsed and self.distance <= 1:
             return ""
+        if not self.collapsed:  # a training too short for a verdict
+            return (
+                f"endd ended {self.distance.item():.2g} times as far from the members' mean as a constant "
+                "prediction: train for more steps, or by proxy_dirichlet"
+            )
         return f"endd collapsed at step {int(self.at)}; trained on by proxy_dirichlet"
 
     @torch.no_grad()
