@@ -115,7 +115,7 @@ def distill_sets(
     >>> from ensdistill.models import MLP
     >>> x, folder = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32), tempfile.mkdtemp()
     >>> rows = Rows(x, np.arange(40), np.full(40, -100))
-    >>> sets = {}
+    >>> sets, _ = {}, torch.manual_seed(0)
     >>> for name, classes in (("kinds", 3), ("sizes", 2)):
     ...     ensemble = Ensemble.from_members([MLP(6, [8], classes), MLP(6, [8], classes)])
     ...     cache = cache_targets(ensemble, rows, f"{folder}/{name}")
