@@ -1,1 +1,1 @@
-"""Language models: caching their targets, what a codec loses, and a student's step against online teachers."""
+"""The benchmark of language models: rates of caching, losses of codecs, and steps beside online teachers."""

@@ -1,4 +1,4 @@
-"""Tokens that are cached in a second, bytes of a token, and what a codec loses, by another computation."""
+"""Measures tokens cached in a second, bytes of a token, and each codec's loss by an independent computation."""
 
 from __future__ import annotations
 

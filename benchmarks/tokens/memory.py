@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def save(folder: Path, models: list[Any], sequences: TokenSequences) -> None:
-    """What the process needs, beside the cache in ``folder``."""
+    """Write models and sequences into the folder of the cache, for the process that is measured."""
     for k, model in enumerate(models):
         model.save_pretrained(folder / f"teacher-{k}")
     np.savez(folder / "sequences.npz", ids=sequences.ids, vocabulary=sequences.vocabulary)

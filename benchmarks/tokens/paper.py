@@ -1,4 +1,4 @@
-"""On paper: what a corpus of 100 billion tokens would take, by the measured rates."""
+"""Bytes, hours and machines for a corpus of 100 billion tokens, computed from the measured rates."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class Row {
     void clear_terms() { value = slope = vec{}, unsafe = ivec{}; }
   };
 
-  // f(part, begin, end): all blocks, shared out over the team. Each part starts anew, or is cleared of what the walk takes.
+  // f(part, begin, end): all blocks, shared out over the team. Each part is constructed anew, or reset by clear(part).
   template <class F>
   void each_range(const F& f) {
     each_range([](Part& part) { new (&part) Part; }, f);

@@ -25,6 +25,7 @@ from ensdistill.cache import manifest as m
 from ensdistill.cache.derive import add_member, convert, drop_member, reweight
 from ensdistill.cache.reader import TargetCache
 from ensdistill.cli.cache_info import about, table_of
+from ensdistill.cli.cache_values import share_of, weight_of
 from ensdistill.cli.display import Rate
 from ensdistill.cli.manner import manner
 from ensdistill.cli.messages import Parser, number, print_json, whole_number
@@ -74,7 +75,7 @@ def parsers() -> dict[str, Parser]:
     _folder(sub)
     sub.add_argument(
         "--against-teachers",
-        type=_share,
+        type=share_of,
         metavar="SHARE",
         help="also predict this share of the samples (0.1%% or 0.001) with the teachers and compare",
     )
@@ -185,7 +186,9 @@ def parsers() -> dict[str, Parser]:
         "my-copy forest=0.5 svc=0.3 cnn=0.2",
     )
     _folder(sub)
-    sub.add_argument("weights", nargs="+", type=_weight, metavar="MEMBER=WEIGHT", help="one for each member")
+    sub.add_argument(
+        "weights", nargs="+", type=weight_of, metavar="MEMBER=WEIGHT", help="one for each member"
+    )
 
     sub = command(
         "convert",
@@ -286,28 +289,6 @@ def _out(sub: Parser) -> None:
 
 def _overwrite(sub: Parser) -> None:
     sub.add_argument("--overwrite", action="store_true", help="replace a cache that is there")
-
-
-def _share(text: str) -> float:
-    try:
-        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        share = 0.0
-    if not 0 < share <= 1:
-        raise argparse.ArgumentTypeError(
-            f"expected a share of the samples such as 0.1% or 0.001; got {text!r}"
-        )
-    return share
-
-
-def _weight(text: str) -> tuple[str, float]:
-    name, _, number = text.rpartition("=")
-    try:
-        return (name, float(number)) if name else (_ for _ in ()).throw(ValueError)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"expected MEMBER=WEIGHT, such as forest=0.5; got {text!r}"
-        ) from None
 
 
 def _info(options: argparse.Namespace, console: Console) -> int:

@@ -324,7 +324,7 @@ def _generations(run: RunFolder, name: str, trusted: Sequence[str], last: ModelR
 
 
 def _notes(run: RunFolder, seed: int, name: str) -> str:
-    """The numbers that were found for settings that are ``auto``, and what the method reports; may be
+    """Return the numbers found for settings that are ``auto``, and the method's note. The text may be
     empty."""
     record = read_json(run.of(Unit("distill", seed, name)) / "student" / "stage.json")
     if not isinstance(record, dict):

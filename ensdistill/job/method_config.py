@@ -65,8 +65,8 @@ def temperatures(student: StudentConfig, distill: DistillConfig) -> tuple[float,
 def with_heads(
     student: StudentConfig, distill: DistillConfig, factory: Callable[[], nn.Module]
 ) -> Callable[[], nn.Module] | None:
-    """What makes a student's network with several heads, where its method is hydra or has it as a part; else
-    None. Two heads show whether the network ends with a linear layer."""
+    """Return the factory of a network with several heads, if the method is hydra or has it as a part, or
+    else None. Two heads show whether the network ends with a linear layer."""
     own = loss_of(student, distill)
     for part in own.parts if isinstance(own, Mix) else (own,):
         if isinstance(part, Heads):

@@ -111,8 +111,8 @@ class SharedConfig:
         return partial(nn.Linear, in_features=self.features, out_features=classes)
 
     def job(self, name: str, config: Config) -> Config:
-        """The job of one set, with the same network alone as its student: what the shared one is compared
-        with."""
+        """Return the job of one set, whose student is the same network alone. The shared student is compared
+        with it."""
         classes = len(config.split(0).classes)
         network = partial(Headed, trunk=self.trunk, head=self.head(classes))
         alone = StudentConfig(network, self.optimization, description="the same network, of this set alone")

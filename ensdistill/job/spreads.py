@@ -1,6 +1,4 @@
-"""What a run's models know of their own ignorance: uncertainties on the test rows, and on rows out of
-distribution.
-"""
+"""Uncertainties of a run's models on the test rows, and on rows out of distribution."""
 
 from __future__ import annotations
 
@@ -56,7 +54,7 @@ class Spreads:
     rows : list of samples
         One for each seed; empty where nothing is computed.
     about : str
-        What they are.
+        A description of the rows out of distribution.
     """
 
     def __init__(self, run: RunFolder) -> None:

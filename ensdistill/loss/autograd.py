@@ -140,7 +140,7 @@ class _First(torch.autograd.Function):
 
 
 class Made:
-    """The results of an op that ran outside of autograd, and what its backward takes.
+    """The results of an op that ran outside of autograd, with the inputs of its backward.
 
     Parameters
     ----------

@@ -14,7 +14,7 @@ from ensdistill.loss.settings import DIVERGENCES, Divergence
 
 _BYTES = {torch.float64: 8, torch.float32: 4, torch.bfloat16: 2, torch.float16: 2, torch.uint8: 1}
 # The kernels' names of dtypes: Element in csrc/problem.h.
-_ELEMENTS = {
+ELEMENTS = {
     torch.float64: "f64",
     torch.float32: "f32",
     torch.bfloat16: "bf16",
@@ -154,8 +154,8 @@ def kernel_plan(
     )
     registers = _native.kernel_registers(
         layout=plan["layout"],
-        student=_ELEMENTS[student],
-        targets=_ELEMENTS[targets],
+        student=ELEMENTS[student],
+        targets=ELEMENTS[targets],
         divergence=divergence,
         sparse=entries > 0,
     )

@@ -15,6 +15,7 @@ from torch.autograd import forward_ad
 
 from ensdistill.loss import _native, ops
 from ensdistill.loss.autograd import Made
+from ensdistill.loss.explain import ELEMENTS
 from ensdistill.loss.settings import LossSettings
 from ensdistill.loss.signature import TENSORS, Call
 from ensdistill.loss.targets import EnsembleLogits, Probs, QuantizedLogits, TopK
@@ -23,13 +24,6 @@ _OP = ops.distill_loss
 _PLAIN = (Tensor, torch.nn.Parameter)
 # Others may be equal to one of these and not be legal, as True is equal to 1.
 _FACTS = (type(None), float, int, str)
-_ELEMENTS = {
-    torch.float64: "f64",
-    torch.float32: "f32",
-    torch.bfloat16: "bf16",
-    torch.float16: "f16",
-    torch.uint8: "u8",
-}
 _WEIGHTS = 6  # the place of the members' weights among the op's tensors
 # The op keeps larger gradients for the next call: see csrc/cpu/inputs.h.
 _LARGEST_GRADIENT = 1 << 20
@@ -37,7 +31,7 @@ _MOST_SIGNATURES = 256
 
 
 class Prepared:
-    """The kernel for one signature, and what its calls share."""
+    """The kernel for one signature, with the settings and flags of its calls."""
 
     __slots__ = ("call", "held", "kernel", "loss", "settings", "shape", "weights")
 
@@ -178,9 +172,9 @@ def _layout(call: Any) -> dict[str, Any]:
         "classes": student.shape[1],
         "members": len(values) if dense else 1,
         "entries": 0 if dense else values.shape[1],
-        "student": _ELEMENTS[student.dtype],
+        "student": ELEMENTS[student.dtype],
         "student_stride": student.stride(0),
-        "targets": _ELEMENTS[values.dtype],
+        "targets": ELEMENTS[values.dtype],
         "target_stride": values.stride(-2),
         "target_member_stride": values.stride(0) if dense else 0,
         "tail_is_double": call.tail is not None and call.tail.dtype == torch.float64,
