@@ -187,6 +187,28 @@ def test_same_bits_with_any_number_of_threads(instruction_set):
 # ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("n", "c"),
+    [(2, 1), (130, 20), (7, 1000), (2049, 1), (512, 4), (2, 2047)],  # less, more, and as much as a long row
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_short_rows_are_computed_as_long_ones(n, c, dtype, instruction_set):
+    """Where only the sum of the losses is wanted; a loss for each row has them one by one."""
+    random = torch.Generator().manual_seed(n)
+    student, targets = make_logits(n, c, seed=0, dtype=dtype), make_logits(3, n, c, seed=1, dtype=dtype)
+    labels = torch.randint(-1, 2, (n, c), generator=random)
+    mask = torch.rand(n, c, generator=random) > 0.2
+    labels[-1], mask[:1, :1] = 1, False
+    for more in ({}, {"mask": mask}, {"mask": mask, "alpha": 0.25}):
+        arguments = {"temperature": 2.0, **more}
+        marks = labels if "alpha" in more else None
+        alone, gradient_alone = run(student, targets, marks, reduction="none", **arguments)
+        total, gradient = run(student, targets, marks, reduction="sum", **arguments)
+        torch.testing.assert_close(total.double(), alone.double().sum(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(gradient, gradient_alone)
+    assert total > 0
+
+
 @pytest.mark.parametrize("c", [4, 40])
 def test_sure_teachers_and_students(c, instruction_set):
     """Probabilities of exactly 0 and 1, and logits of up to 1e4."""
