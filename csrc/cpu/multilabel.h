@@ -106,13 +106,7 @@ template <class S>
 Source<S> MultilabelRow<S>::target(int64_t k) const {
   const int64_t m = p.members[k];
   Source<S> target = source(p.targets, m * p.target_member_stride);
-  if (p.targets.type == Element::u8)
-    for (int lane = 0; lane < S::lanes; ++lane) {
-      const int64_t n = row + (lane < count ? lane : count - 1);
-      const AffineCodes<float> map(p.scale[m * p.scale_member_stride + n * p.scale_row_stride],
-                                   p.offset[m * p.offset_member_stride + n * p.offset_row_stride]);
-      target.step[lane] = map.step, target.offset[lane] = map.offset, target.zero_value[lane] = map.zero_value;
-    }
+  if (p.targets.type == Element::u8) read_maps(p, m, row, count, across, target);
   return target;
 }
 

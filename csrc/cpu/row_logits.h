@@ -32,14 +32,7 @@ Source<S> Row<S>::target(int64_t k) const {
   const int64_t m = p.members[k];
   const int64_t first = m * p.target_member_stride + p.targets.at(row, p.inner);
   Source<S> source = source_of<S>(p.targets, first, p.classes, count, target_layout);
-  if (p.targets.type == Element::u8)
-    for (int lane = 0; lane < lanes; ++lane) {
-      const int64_t n = row + (lane < count ? lane : count - 1);
-      const AffineCodes<float> map(p.scale[m * p.scale_member_stride + n * p.scale_row_stride],
-                                   p.offset[m * p.offset_member_stride + n * p.offset_row_stride]);
-      if (across) source.step[lane] = map.step, source.offset[lane] = map.offset, source.zero_value[lane] = map.zero_value;
-      else source.step = S::all(map.step), source.offset = S::all(map.offset), source.zero_value = S::all(map.zero_value);
-    }
+  if (p.targets.type == Element::u8) read_maps(p, m, row, count, across, source);
   return source;
 }
 

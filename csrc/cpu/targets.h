@@ -249,6 +249,32 @@ Source<S> source_of(const Matrix& matrix, int64_t first, int64_t classes, int64_
   return source;
 }
 
+// The maps of codes of rows row .. row + count - 1, one for each lane; lanes past the end have the last row's. Along a row, that row's
+// in every lane.
+template <class S>
+void read_maps(const LossCall& call, int64_t member, int64_t row, int64_t count, bool across, Source<S>& source) {
+  const float* scale = call.scale + member * call.scale_member_stride + row * call.scale_row_stride;
+  const float* offset = call.offset + member * call.offset_member_stride + row * call.offset_row_stride;
+  if (!across) {
+    const AffineCodes<float> map(*scale, *offset);
+    source.step = S::all(map.step), source.offset = S::all(map.offset), source.zero_value = S::all(map.zero_value);
+    return;
+  }
+  typename S::vec scales, offsets;
+  if (count == S::lanes && call.scale_row_stride == 1 && call.offset_row_stride == 1) {
+    scales = S::load(scale), offsets = S::load(offset);
+  } else {
+    alignas(64) float s[S::lanes], o[S::lanes];
+    for (int64_t lane = 0; lane < S::lanes; ++lane) {
+      const int64_t n = lane < count ? lane : count - 1;
+      s[lane] = scale[n * call.scale_row_stride], o[lane] = offset[n * call.offset_row_stride];
+    }
+    scales = S::load(s), offsets = S::load(o);
+  }
+  source.step = S::abs(scales), source.offset = offsets;
+  source.zero_value = scales < typename S::vec{} ? S::all(-__builtin_inff()) : offsets + 0 * scales;  // as in AffineCodes
+}
+
 // `data`: the matrix whose layout is `matrix`.
 template <class S>
 Sink<S> sink_of(void* data, const Matrix& matrix, int64_t first, int64_t classes, int64_t rows, Layout layout) {
