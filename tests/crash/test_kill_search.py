@@ -12,9 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from job_helpers import write_job
 
 from ensdistill.student.search.journal import JOURNAL
+from tests.job.test_task_searches import write_job as write_task_job
 
 pytest.importorskip("optuna")
 pytestmark = [
@@ -100,6 +102,25 @@ def test_two_workers_share_a_search_that_survives_kills(tmp_path):
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err.decode()
     assert b"direct, mlp/" in out
+    result = json.loads((folder / "result.json").read_text())
+    assert sum(result["cost"]["trials"].values()) >= done
+    assert not (folder / "journal").exists()
+
+
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+def test_a_search_for_labels_and_for_numbers_survives_a_kill(tmp_path, task):
+    file = write_task_job(tmp_path, task)
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"trials": None}))
+    folder = tmp_path / "runs" / "tiny" / "seed-0" / "search" / "found"
+    journal = folder / "journal" / JOURNAL
+    process = start(file, ENOUGH)
+    wait_for_trials(journal, 3, process)
+    assert process.poll() is None, process.communicate()
+    done = trials(journal)
+    kill(process)
+    process = start(file, SPENT)
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err.decode()
     result = json.loads((folder / "result.json").read_text())
     assert sum(result["cost"]["trials"].values()) >= done
     assert not (folder / "journal").exists()

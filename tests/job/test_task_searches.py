@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 import yaml
 from job_helpers import OPTIMIZATION, flat, succeed
-from test_task_jobs import TARGETS, settings
 
 from ensdistill.cli.settings import load_config
 from ensdistill.data import Rows
@@ -24,6 +23,7 @@ from ensdistill.job.run_folder import RunFolder
 from ensdistill.job.search_config import held_back, too_few
 from ensdistill.job.searching import judgeable
 from ensdistill.student.search.latency import Latency
+from tests.job.test_task_jobs import TARGETS, settings
 
 ROWS = 1500
 SEARCH = "ensdistill.student.search"
