@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from benchmarks.quality.sets import SETS
 from benchmarks.teachers.data import Missing
 from ensdistill.bench import machine
 from ensdistill.bench.result import write_result
+from ensdistill.common.files import read_json
 from ensdistill.report.measures import METRICS, Metric
 
 DESCRIPTION = """\
@@ -66,6 +67,8 @@ def main(arguments: Sequence[str], folder: Path) -> int:
                    "train small jobs on development seeds first, or take the finished ones of --work")  # fmt: skip
     p.add_argument("--times", nargs="*", type=int, choices=list(times.MINUTES), metavar="ROWS", help="time runs from "
                    "a CSV file of so many rows to the report, too (default: 10000 300000)")  # fmt: skip
+    p.add_argument("--beside", nargs="+", type=Path, default=[], metavar="FILE", help="results of earlier runs: "
+                   "their students stand beside these in the result, the table and the goals")  # fmt: skip
     p.add_argument("--work", type=Path, default=Path("runs/quality"), metavar="FOLDER", help="of the runs")
     p.add_argument("--out", type=Path, metavar="FILE", help="the result, .json")
     options = p.parse_args(arguments)
@@ -91,6 +94,11 @@ def main(arguments: Sequence[str], folder: Path) -> int:
         "failed": {},
         "minutes": {},
     }
+    for file in options.beside:
+        earlier = read_json(file)
+        if not isinstance(earlier, dict) or earlier.get("benchmark") != "quality":
+            p.error(f"--beside: expected results of this benchmark; got {file}")
+        result["students"] = beside(result["students"], earlier["students"], earlier["source"]["commit"])
     for name, reason in missing.items():
         notes.print(f"without {name}: {reason}")
     work = options.work / ("develop" if options.develop else "report")
@@ -99,9 +107,9 @@ def main(arguments: Sequence[str], folder: Path) -> int:
             case = jobs.Case(name, regime, seeds, first, work)
             start = time.perf_counter()
             try:
-                for one, found in _students(case, peers, notes.print):
-                    notes.print(f"{one}: {len(found)} students")
-                    result["students"] += found
+                found = _students(case, peers, notes.print)
+                notes.print(f"{case}: {len(found)} students")
+                result["students"] = beside(result["students"], found, source["commit"])
             except Missing as error:
                 notes.print(f"  skipped: {error}")
                 result["skipped"][name] = str(error)
@@ -151,14 +159,19 @@ def _peers(options: argparse.Namespace) -> tuple[dict[str, Peer], dict[str, str]
     return found, missing
 
 
-def _students(
-    case: jobs.Case, peers: dict[str, Peer], note: Callable[[str], None]
-) -> Iterator[tuple[jobs.Case, list[dict[str, Any]]]]:
-    """The judged students of a case, then those of the job that searches for the size."""
+def _students(case: jobs.Case, peers: dict[str, Peer], note: Callable[[str], None]) -> list[dict[str, Any]]:
+    """The judged students of a case, trained where they are not there."""
     jobs.train(case, note)
-    others = predictions(case, peers, note)
-    for one in (case, replace(case, searched=True)):
-        yield one, cases.judged(one, others, note)
+    return cases.judged(case, predictions(case, peers, note), note)
+
+
+def beside(
+    known: list[dict[str, Any]], found: list[dict[str, Any]], commit: str | None
+) -> list[dict[str, Any]]:
+    """The students ``found`` at a commit after those that are ``known``, whose place they take."""
+    places = {(one["set"], one["regime"], one["size"]) for one in found}
+    others = [one for one in known if (one["set"], one["regime"], one["size"]) not in places]
+    return [*others, *({"commit": commit} | one for one in found)]
 
 
 def _fit_rule(options: argparse.Namespace, folder: Path, notes: Console) -> int:

@@ -1,5 +1,5 @@
-"""The jobs of a data set in a regime, as a user would run them: default members and settings, students of
-given sizes, and in a job of its own one whose size is searched for."""
+"""The job of a data set in a regime, as a user would run it: default members and settings, students of given
+sizes, and one whose size is searched for."""
 
 from __future__ import annotations
 
@@ -65,9 +65,6 @@ class Case:
     first_seed : int
     folder : Path
         Where runs are kept, and go on after a kill.
-    searched : bool
-        Whether the job is that of the student whose size is searched for. Its search holds labelled rows
-        back, so it has an ensemble of its own; the other tools get these rows, too.
     """
 
     name: str
@@ -75,10 +72,9 @@ class Case:
     seeds: int
     first_seed: int
     folder: Path
-    searched: bool = False
 
     def __str__(self) -> str:
-        return f"{self.name}-{self.regime}{f'-{KEEP}' if self.searched else ''}"
+        return f"{self.name}-{self.regime}"
 
     @property
     def rows(self) -> Regime:
@@ -86,7 +82,7 @@ class Case:
 
     @property
     def sizes(self) -> tuple[str, ...]:
-        return (KEEP,) if self.searched else SETS[self.name].sizes
+        return (*SETS[self.name].sizes, KEEP)
 
     @property
     def quick(self) -> bool:
@@ -120,7 +116,7 @@ def config(case: Case) -> Config:
         folder=case.folder,
         seeds=case.seeds,
         max_test_copies=0.5,  # coarse columns; the report gives the figures without them too
-        minutes=minutes if case.searched else None,
+        minutes=minutes if KEEP in case.sizes else None,
     )
 
 
@@ -136,10 +132,12 @@ def equal_networks(case: Case) -> TeachersConfig:
 
 def students(case: Case, default: StudentConfig) -> dict[str, StudentConfig]:
     """The case's students by name."""
-    if case.searched:
-        return {KEEP: StudentConfig(keep=KEPT, description=f"the smallest that keeps {KEPT:.0%}")}
     models = _STUDENTS.get(case.name) or _STUDENTS[SETS[case.name].kind]
-    return {size: _sized(default, size, models[size], case.steps) for size in case.sizes}
+    found = StudentConfig(keep=KEPT, description=f"the smallest that keeps {KEPT:.0%}")
+    return {
+        size: found if size == KEEP else _sized(default, size, models[size], case.steps)
+        for size in case.sizes
+    }
 
 
 def _sized(

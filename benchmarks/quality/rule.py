@@ -84,7 +84,7 @@ def small_cases(folder: Path, sets: Sequence[str]) -> Iterator[SmallCase]:
     """One seed each, all different. The rule is of classification: sets of other tasks have none."""
     for name in filter(SMALL.__contains__, sets):
         for number, (labelled, pool) in enumerate(SMALL[name]):
-            yield SmallCase(name, f"{labelled}-{pool}", 1, 100 + number, folder, False, labelled, pool)
+            yield SmallCase(name, f"{labelled}-{pool}", 1, 100 + number, folder, labelled, pool)
 
 
 def examples(case: Case, note: Callable[[str], None]) -> list[dict[str, Any]]:

@@ -135,14 +135,21 @@ def test_a_case_that_fails_leaves_the_others_their_figures(models, tmp_path, mon
     def students(case, peers, note):
         if case.name == "letter":
             raise RuntimeError("a tool stopped")
-        yield case, [one | {"set": case.name}]
+        return [one | {"set": case.name}]
 
     monkeypatch.setattr(command, "_students", students)
     out = tmp_path / "result.json"
+    earlier = tmp_path / "earlier.json"
+    students_then = [one | {"set": name, "commit": "b"} for name in ("income", "spam")]
+    earlier.write_text(
+        json.dumps({"benchmark": "quality", "source": {"commit": "a"}, "students": students_then})
+    )
     words = ["--quick", "--sets", "digits", "letter", "spam", "--work", str(tmp_path), "--out", str(out)]
-    assert main(words, tmp_path) == 1
+    assert main([*words, "--beside", str(earlier)], tmp_path) == 1
     made = json.loads(out.read_text())
-    assert [one["set"] for one in made["students"]] == ["digits", "spam"]
+    assert [one["set"] for one in made["students"]] == ["income", "digits", "spam"]  # this run's spam
+    assert made["students"][0]["commit"] == "b"
+    assert made["students"][2]["commit"] == made["source"]["commit"]
     assert made["failed"] == {"letter-quick": "RuntimeError: a tool stopped"}
     assert len(made["goals"]) == 8
 
@@ -151,6 +158,7 @@ def test_a_case_that_fails_leaves_the_others_their_figures(models, tmp_path, mon
 def test_students_of_images_have_the_sizes_of_their_names(name):
     given = jobs.students(jobs.Case(name, "pool", 1, 0, Path("runs")), StudentConfig(CNN))
     image = [1, 8, 8] if name == "digits" else [1, 28, 28]
+    assert given.pop("keep").keep == 0.95
     whole, part = (sum(p.numel() for p in one.model(image=image).parameters()) for one in given.values())
     assert part / whole == pytest.approx(0.25 if name == "fashion" else 0.1, abs=0.05)
 
