@@ -193,16 +193,20 @@ void Row<S>::walk_members() {
                  alignas(64) float z[kBlockVectors * S::lanes];
                  each_block(begin, end, [&](int64_t block, int64_t first, int64_t n) {
                    float *m = e_m + first * S::lanes, *sum = sum_p + first * S::lanes;
-                   if (k == 1) {
-                     const vec factor = previous.factor(block) * weight;
-                     for (int64_t i = 0; i < n; ++i) S::store(sum + i * S::lanes, S::load(m + i * S::lanes) * factor);
-                   } else if (k > 1) {
-                     const vec factor = previous.factor(block) * weight;
-                     for (int64_t i = 0; i < n; ++i) S::store(sum + i * S::lanes, S::load(sum + i * S::lanes) + S::load(m + i * S::lanes) * factor);
-                   }
+                   const vec factor = k > 0 ? previous.factor(block) * weight : vec{};
+                   const auto begin_sum = [=](int64_t i) ALWAYS_INLINE_LAMBDA { S::store(sum + i * S::lanes, S::load(m + i * S::lanes) * factor); };
+                   const auto add = [=](int64_t i) ALWAYS_INLINE_LAMBDA {
+                     S::store(sum + i * S::lanes, S::load(sum + i * S::lanes) + S::load(m + i * S::lanes) * factor);
+                   };
                    const vec largest = source.decode(source, first, first + n, z);
-                   if (probabilities) member.block_of_probabilities(z, block, n, part.member, source.after(first));
-                   else member.block(z, block, n, largest, part.member, source.after(first));
+                   const Ahead ahead = source.after(first);
+                   // The fold fills the exponentials' gaps; a few vectors are faster one loop after the other.
+                   const bool apart = probabilities || n <= kVeryNarrowClasses;
+                   for (int64_t i = 0; apart && k > 0 && i < n; ++i) k == 1 ? begin_sum(i) : add(i);
+                   if (probabilities) member.block_of_probabilities(z, block, n, part.member, ahead);
+                   else if (apart || k == 0) member.block(z, block, n, largest, part.member, ahead);
+                   else if (k == 1) member.block(z, block, n, largest, part.member, ahead, begin_sum);
+                   else member.block(z, block, n, largest, part.member, ahead, add);
                  });
                });
     const Walk<S> walk = walk_over(&Part::member, member.k);

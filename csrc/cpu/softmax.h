@@ -58,7 +58,9 @@ struct Softmax {
   void finish(const Walk<S>& walk) { max = walk.max, sum = walk.sum; }
 
   // The block's floats x, [count] vectors with the largest in `largest`, become exponentials.
-  ALWAYS_INLINE void block(const float* x, int64_t index, int64_t count, vec largest, Walk<S>& walk, Ahead ahead) const {
+  // before(i) comes before vector i of the exponentials is overwritten.
+  template <class Before>
+  ALWAYS_INLINE void block(const float* x, int64_t index, int64_t count, vec largest, Walk<S>& walk, Ahead ahead, const Before& before) const {
     const vec max = !one_block ? S::max(walk.max, largest) : along ? S::lane_max(largest) : largest;
     const vec shift = Walk<S>::shift_of(max);
     float* to = e + index * kBlockVectors * S::lanes;
@@ -67,6 +69,7 @@ struct Softmax {
 #pragma GCC unroll 4
     for (int64_t i = 0; i < count; ++i) {
       ahead(i);
+      before(i);
       const vec v = S::exp(S::load(x + i * S::lanes) - shift, scale);
       S::store(to + i * S::lanes, v);
       sum += v;
@@ -80,6 +83,9 @@ struct Softmax {
     }
     walk.max = max;
     used[index] = max;
+  }
+  ALWAYS_INLINE void block(const float* x, int64_t index, int64_t count, vec largest, Walk<S>& walk, Ahead ahead) const {
+    block(x, index, count, largest, walk, ahead, [](int64_t) ALWAYS_INLINE_LAMBDA {});
   }
   // Probabilities as they come, normalised by their sum later. A negative one makes the row NaN; past the end they are 0.
   ALWAYS_INLINE void block_of_probabilities(float* x, int64_t index, int64_t count, Walk<S>& walk, Ahead ahead) const {
