@@ -19,6 +19,7 @@ LABELS = {
     "distilled_from_best_member": "distilled from its best member",
     "direct": "the same network on labels alone, the strongest form",
 }
+KEEP = "keep"  # jobs.KEEP, whose import takes seconds
 SEEDS = {False: "reported seed", True: "development seed"}
 
 
@@ -38,23 +39,27 @@ class Panel:
 
 
 def panels(results: Sequence[dict[str, Any]]) -> list[Panel]:
-    """The sets of these results that have a pool and several sizes; of equal sets the first is taken."""
-    found: dict[str, Panel] = {}
+    """The sets of these results that have a pool and several sizes, in the order of their names.
+
+    Of equal sizes of a set the first is taken, and of reported and development seeds the first that have
+    several sizes. The line of the ensemble is that of a student of a given size, where there is one.
+    """
+    by_seed: dict[tuple[str, int], dict[str, dict[str, Any]]] = {}
     for result in results:
-        pooled = [one for one in result["students"] if one["regime"] == "pool"]
-        for name in sorted({one["set"] for one in pooled} - {*found}):
-            sized = sorted(
-                (one for one in pooled if one["set"] == name), key=lambda one: one["cost"]["bytes"]
-            )
-            if len(sized) < 2:
-                continue
-            seed = SEEDS[result["settings"]["first_seed"] == 0]
-            ensemble = (sized[0]["ensemble_cost"]["bytes"], sized[0]["nll"]["means"]["ensemble"])
-            models = {
-                kind: [(one["cost"]["bytes"], _nll(kind, one["nll"])) for one in sized] for kind in LABELS
-            }
-            found[name] = Panel(f"{name}, {seed}", ensemble, models)
-    return list(found.values())
+        for one in result["students"]:
+            if one["regime"] == "pool":
+                sizes = by_seed.setdefault((one["set"], result["settings"]["first_seed"]), {})
+                sizes.setdefault(one["size"], one)
+    found: dict[str, Panel] = {}
+    for (name, first_seed), sizes in by_seed.items():
+        if len(sizes) < 2 or name in found:
+            continue
+        sized = sorted(sizes.values(), key=lambda one: one["cost"]["bytes"])
+        whole = next((one for one in sized if one["size"] != KEEP), sized[0])
+        ensemble = (whole["ensemble_cost"]["bytes"], whole["nll"]["means"]["ensemble"])
+        models = {kind: [(one["cost"]["bytes"], _nll(kind, one["nll"])) for one in sized] for kind in LABELS}
+        found[name] = Panel(f"{name}, {SEEDS[first_seed == 0]}", ensemble, models)
+    return [found[name] for name in sorted(found)]
 
 
 def _nll(kind: str, found: dict[str, Any]) -> float:
@@ -90,8 +95,12 @@ def draw(found: Sequence[Panel], path: Path) -> None:
 
 
 def rewrite(results: Path, path: Path) -> list[Panel]:
-    """Draw the committed results of this benchmark; those of reported seeds take precedence."""
-    files = sorted(results.glob("quality-*c-*.json"), key=lambda file: ("develop" in file.name, file.name))
+    """Draw the committed results of this benchmark. Those of reported seeds take precedence, and before
+    others those of jobs that find the size (``-keep.json``), which were run again with later settings."""
+    files = sorted(
+        results.glob("quality-*c-*.json"),
+        key=lambda file: ("develop" in file.name, not file.stem.endswith(f"-{KEEP}"), file.name),
+    )
     found = panels([result for file in files if (result := read_json(file)) is not None])
     draw(found, path)
     return found
