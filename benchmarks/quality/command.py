@@ -63,7 +63,7 @@ def main(arguments: Sequence[str], folder: Path) -> int:
         "--torchdistill", metavar="PYTHON", help="of an environment that has torchdistill and torch"
     )
     p.add_argument("--fit-rule", nargs="?", const="all", choices=["all", "finished"], metavar="finished", help="fit "
-                   "the rule by which a preflight predicts the share that is kept, and write it into the package: "
+                   "the rules by which a preflight predicts the share that is kept, and write them into the package: "
                    "train small jobs on development seeds first, or take the finished ones of --work")  # fmt: skip
     p.add_argument("--times", nargs="*", type=int, choices=list(times.MINUTES), metavar="ROWS", help="time runs from "
                    "a CSV file of so many rows to the report, too (default: 10000 300000)")  # fmt: skip
@@ -179,7 +179,9 @@ def _fit_rule(options: argparse.Namespace, folder: Path, notes: Console) -> int:
     found = rule.gather(options.work, options.sets, notes.print, train=options.fit_rule == "all")
     made = rule.fit(found)
     rule.write(made, found, machine.describe_source(cpu), folder / "quality-rule-examples.json")
-    notes.print(f"{made.source}; the mean's error: {100 * made.mean_error:.0f}")
+    for task, one in made.items():
+        errors = f"error {100 * one.error:.0f} points, the mean's {100 * one.mean_error:.0f}"
+        notes.print(f"{task}: {one.source}; {errors}")
     return 0
 
 

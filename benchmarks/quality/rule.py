@@ -1,5 +1,5 @@
-"""The rule by which a preflight predicts the share of the gain that a student keeps: small jobs on development
-seeds, and a ridge regression that is judged on data sets that it left out."""
+"""The rules by which a preflight predicts the share of the gain that a student keeps: small jobs on development
+seeds, and for each task a ridge regression that is judged on data sets that it left out."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from benchmarks.quality.sets import SETS, Regime
 from benchmarks.teachers.data import Missing
 from ensdistill.common.files import read_json, write_json
 from ensdistill.common.fingerprint import digest
+from ensdistill.common.tasks import TASKS, Task
 from ensdistill.job.evaluate import evaluate
 from ensdistill.job.preflight import run_preflight
 from ensdistill.student import retention
@@ -43,7 +44,13 @@ SMALL: Mapping[str, Sequence[tuple[int, int]]] = {  # labelled rows and rows of 
     "flights": [(500, 0), (500, 4000)],
     "fashion": [(300, 0), (300, 3000)],
     "packages": [(400, 0), (400, 4000)],
+    "tags": [(400, 0), (400, 4000)],
+    "prices": [(300, 0), (300, 3000), (1500, 0)],
+    "delays": [(500, 0), (500, 4000)],
+    "diabetes": [(100, 0), (100, 200), (300, 0)],
 }
+SMALL_SETS = ("digits", "diabetes")  # all of their other rows are test rows
+LEAST_SETS = 3  # for a rule, and for a task's own rule
 CANDIDATES: tuple[tuple[str, ...], ...] = (  # features of a rule: few, for there are few data sets
     ("size",),
     ("size", "pool", "synthetic"),
@@ -69,7 +76,7 @@ class SmallCase(Case):
 
     @property
     def rows(self) -> Regime:
-        return Regime(self.labelled, self.pool, None if self.name == "digits" else TEST)
+        return Regime(self.labelled, self.pool, None if self.name in SMALL_SETS else TEST)
 
     @property
     def sizes(self) -> tuple[str, ...]:
@@ -81,10 +88,12 @@ class SmallCase(Case):
 
 
 def small_cases(folder: Path, sets: Sequence[str]) -> Iterator[SmallCase]:
-    """One seed each, all different. The rule is of classification: sets of other tasks have none."""
-    for name in filter(SMALL.__contains__, sets):
-        for number, (labelled, pool) in enumerate(SMALL[name]):
-            yield SmallCase(name, f"{labelled}-{pool}", 1, 100 + number, folder, labelled, pool)
+    """One seed each, all different. The first case of every set comes before the second of any, so that a
+    search that is killed has seen many sets."""
+    for number in range(max(map(len, SMALL.values()))):
+        for name in sets:
+            for labelled, pool in SMALL.get(name, ())[number : number + 1]:
+                yield SmallCase(name, f"{labelled}-{pool}", 1, 100 + number, folder, labelled, pool)
 
 
 def examples(case: Case, note: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -97,11 +106,18 @@ def examples(case: Case, note: Callable[[str], None]) -> list[dict[str, Any]]:
         examples: list[dict[str, Any]] = known["examples"]
         return examples
     features, results = run_preflight(run).features, evaluate(run, timed=False)
-    found = []
+    found, task = [], results.task
     for size, one in features.items():
-        judged = judgement.judge_student(jobs.predictions(results, size), results.labels)["nll"]
-        about = {"set": case.name, "labelled": case.rows.labelled, "pool": case.rows.pool, "size": size}
-        figures = {key: judged[key] for key in ("kept", "lead", "standard_error")}
+        about = {
+            "set": case.name,
+            "task": task,
+            "labelled": case.rows.labelled,
+            "pool": case.rows.pool,
+            "size": size,
+        }
+        judged = judgement.judge_student(jobs.predictions(results, size), results.labels, task=task)
+        likelihood = judged[judgement.metrics_of(judged)[judgement.LIKELIHOOD]]
+        figures = {key: likelihood[key] for key in ("kept", "lead", "standard_error")}
         found.append(about | figures | {"features": asdict(one)})
     write_json(run.path / FILE, {"made_from": made_from, "examples": found})
     return found
@@ -139,12 +155,13 @@ def gather(
     return found
 
 
-def fit(found: Sequence[Mapping[str, Any]]) -> RetentionRule:
-    """The rule with the smallest error on data sets left out.
+def fit(found: Sequence[Mapping[str, Any]]) -> dict[Task, RetentionRule]:
+    """The rule of each task that has examples, by the smallest error on data sets left out.
 
     The strength of the ridge, and which features are used, is chosen on data sets that are left out; the
-    error is that of data sets on which neither the choice nor the fit was made. Shares count by how certain
-    the ensemble's lead is.
+    error is that of data sets on which neither the choice nor the fit was made. A rule is learned from all
+    tasks. A task of three data sets or more has one of its own where that has the smaller error on them.
+    Shares count by how certain the ensemble's lead is.
 
     Raises
     ------
@@ -153,25 +170,51 @@ def fit(found: Sequence[Mapping[str, Any]]) -> RetentionRule:
     """
     used = [one for one in found if one["kept"] is not None and _errors(one) >= CERTAIN]
     groups = np.array([one["set"] for one in used])
-    if len(set(groups)) < 3:
+    if len(set(groups)) < LEAST_SETS:
         raise ValueError(f"found: expected examples of three data sets or more; got {sorted(set(groups))}")
     x = np.stack([Features(**one["features"]).vector() for one in used])
     kept = np.clip([one["kept"] for one in used], LEAST, MOST)
     certain = np.minimum(1.0, np.array([_errors(one) for one in used]) / judgement.BEYOND) ** 2
-    all_of = _Examples(x, kept, certain, groups)
-    left_out = all_of.left_out(lambda others: others.linear(*others.choice()))
-    by_mean = all_of.left_out(lambda others: lambda _: np.average(others.y, weights=others.weights))
-    names, ridge = all_of.choice()
-    mean, *numbers = all_of.regression(names, ridge)
-    return RetentionRule(
-        names,
-        *(tuple(map(float, values)) for values in numbers),
-        mean=mean,
-        error=left_out,
-        mean_error=by_mean,
-        cases=len(used),
-        sets=len(set(groups)),
-    )
+    every = _Examples(x, kept, certain, groups)
+    tasks = np.array([one.get("task", "classification") for one in used])
+    present = tuple(task for task in TASKS if (tasks == task).any())
+    common, made = _Learned(every, present), dict[Task, RetentionRule]()
+    for task in present:
+        own = tasks == task
+        rule = common.rule(own if len(set(groups[own])) >= LEAST_SETS else None)
+        if present != (task,) and len(set(groups[own])) >= LEAST_SETS:
+            alone = _Learned(every[own], (task,)).rule()
+            rule = min(rule, alone, key=lambda one: min(one.error, one.mean_error))
+        made[task] = rule
+    return made
+
+
+class _Learned:
+    """The rule of examples, and its predictions for the data sets that each fit left out."""
+
+    def __init__(self, examples: _Examples, tasks: tuple[Task, ...]) -> None:
+        self.examples, self.tasks = examples, tasks
+        self.by_rule = examples.left_out(lambda others: others.linear(*others.choice()))
+        self.by_mean = examples.left_out(
+            lambda others: lambda _: np.average(others.y, weights=others.weights)
+        )
+
+    def rule(self, judged: np.ndarray | None = None) -> RetentionRule:
+        """The rule with its errors on the examples that are judged [N], by default on all."""
+        every = self.examples
+        rows = np.ones(len(every.y), bool) if judged is None else judged
+        names, ridge = every.choice()
+        mean, *numbers = every.regression(names, ridge)
+        return RetentionRule(
+            names,
+            *(tuple(map(float, values)) for values in numbers),
+            mean=mean,
+            error=every.error(self.by_rule, rows),
+            mean_error=every.error(self.by_mean, rows),
+            cases=len(every.y),
+            sets=len(set(every.groups)),
+            tasks=self.tasks,
+        )
 
 
 Predictor = Callable[[np.ndarray], Any]  # features [M, F] -> shares [M]
@@ -186,20 +229,26 @@ class _Examples:
     weights: np.ndarray
     groups: np.ndarray
 
-    def left_out(self, fit: Callable[[_Examples], Predictor]) -> float:
-        """The root mean squared error of predictions for each data set by a fit to the others."""
+    def __getitem__(self, rows: np.ndarray) -> _Examples:
+        return _Examples(self.x[rows], self.y[rows], self.weights[rows], self.groups[rows])
+
+    def left_out(self, fit: Callable[[_Examples], Predictor]) -> np.ndarray:
+        """Predictions [N] for each data set by a fit to the others."""
         found = np.zeros(len(self.y))
         for name in np.unique(self.groups):
             here = self.groups == name
-            parts = (one[~here] for one in (self.x, self.y, self.weights, self.groups))
-            found[here] = fit(_Examples(*parts))(self.x[here])
-        wrong = np.square(np.clip(found, LEAST, MOST) - self.y)
-        return float(np.sqrt(np.average(wrong, weights=self.weights)))
+            found[here] = fit(self[~here])(self.x[here])
+        return np.clip(found, LEAST, MOST)
+
+    def error(self, predicted: np.ndarray, rows: np.ndarray | slice = slice(None)) -> float:
+        """The root mean squared error of predictions [N] on some of the examples."""
+        wrong = np.square(predicted - self.y)[rows]
+        return float(np.sqrt(np.average(wrong, weights=self.weights[rows])))
 
     def choice(self) -> tuple[tuple[str, ...], float]:
         """The features and the ridge of the least error on data sets left out."""
         tried = list(product(CANDIDATES, RIDGES))
-        return min(tried, key=lambda one: self.left_out(lambda others: others.linear(*one)))
+        return min(tried, key=lambda one: self.error(self.left_out(lambda others: others.linear(*one))))
 
     def linear(self, names: Sequence[str], ridge: float) -> Predictor:
         places = [NAMES.index(name) for name in names]
@@ -219,13 +268,17 @@ class _Examples:
 
 
 def write(
-    rule: RetentionRule, found: Sequence[Mapping[str, Any]], source: Mapping[str, Any], examples: Path
+    rules: Mapping[Task, RetentionRule],
+    found: Sequence[Mapping[str, Any]],
+    source: Mapping[str, Any],
+    examples: Path,
 ) -> None:
-    """Keep the rule in the package, and the examples that it is learned from among the results."""
+    """Keep the rules in the package, and the examples that they are learned from among the results."""
     command = "python -m benchmarks quality --fit-rule"
     write_json(examples, {"benchmark": "quality, examples of the rule", "source": dict(source),
                           "examples": list(found)})  # fmt: skip
-    write_json(retention.FILE, {"made by": command} | asdict(rule))
+    records = {task: asdict(one) for task, one in rules.items()}
+    write_json(retention.FILE, {"made by": command, "rules": records})
 
 
 def _errors(one: Mapping[str, Any]) -> float:

@@ -11,6 +11,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from ensdistill.report.frontier import goals_of
 from ensdistill.report.measures import METRICS, Metric
 from ensdistill.student.preflight import Lead, Leads, Preflight
 
@@ -41,14 +42,15 @@ def as_text(found: Preflight) -> Group:
 
 def expectations(found: Preflight) -> Iterator[str]:
     """A sentence on the shares that students are expected to keep; none where there is no gain."""
-    if found.task != "classification":
+    if found.features and not found.expected:
         yield f"Expected to be kept of the gain: {found.source}"
         return
     leads = found.over_direct or {name: found.over_best_member for name in found.expected}
     kept = {name: one for name, one in found.expected.items() if name not in leads or leads[name].certain}
     if kept:
         shares = ", ".join(f"{name} {one}" for name, one in kept.items())
-        yield f"Expected to be kept of the gain in NLL: {shares} ({found.source})"
+        metric = goals_of(found.task)[0].label
+        yield f"Expected to be kept of the gain in {metric}: {shares} ({found.source})"
 
 
 def summary(found: Preflight) -> Iterator[str]:

@@ -265,7 +265,7 @@ def forecast(report: dict[str, Any]) -> Iterator[Section]:
     found = report.get("forecast", {})
     if "expected" not in found:
         return
-    rows = []
+    rows, likelihood = [], MEASURES[report["task"]].likelihood
     for metric, lead in found["over_best_member"].items():
         if metric not in report["over_best_member"]:  # forecasts without a variance have no NLL
             continue
@@ -277,8 +277,9 @@ def forecast(report: dict[str, Any]) -> Iterator[Section]:
         if name not in report["students"]:
             continue
         shown = f"{100 * one['share']:.0f} % (standard error {100 * one['error']:.0f})"
-        retained = report["students"][name]["retained_gain"].get("nll")
-        rows.append((f"kept in NLL, {name}", shown, "-" if retained is None else kept_cell(retained)))
+        retained = report["students"][name]["retained_gain"].get(likelihood)
+        outcome = "-" if retained is None else kept_cell(retained)
+        rows.append((f"kept in {METRIC_LABELS[likelihood]}, {name}", shown, outcome))
     yield Section(
         "Forecast and outcome",
         "The forecast uses no student and no test row: the ensemble's lead on held-out labelled rows"

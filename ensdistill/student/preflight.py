@@ -12,6 +12,7 @@ import numpy as np
 
 from ensdistill.common.tasks import Task, task_of
 from ensdistill.report.frontier import goals_of
+from ensdistill.report.measures import Metric
 from ensdistill.student.quality import Quality, by_labels
 from ensdistill.student.retention import Expectation, Features, RetentionRule, rule
 from ensdistill.student.units import Units
@@ -206,7 +207,7 @@ class Preflight:
         By origin of the rows: "labelled", "pool", each source of synthetic rows; and "labelled, held out".
     advice : tuple of str
     expected : dict of str to Expectation
-        The share of the gain in NLL over *direct* that each student keeps.
+        The share of the gain in NLL (of several labels BCE) over *direct* that each student keeps.
     features : dict of str to Features
         By student, from which the share is predicted.
     source : str
@@ -248,7 +249,7 @@ def preflight(
     sizes : dict of str to float or None
         Each student's parameters, over those of the median member; None where unknown.
     learned : RetentionRule, optional
-        By default this version's.
+        By default this version's for the task.
 
     Raises
     ------
@@ -271,15 +272,17 @@ def preflight(
         for name in held_out[0].direct
     }
     found = list(dict.fromkeys(one.best_member for one in held_out))
-    by, rows = learned or rule(), counts or {name: spread.rows for name, spread in origins.items()}
-    if (task := held_out[0].task) != "classification":
-        source = f"no rule for the task {task} yet: the one that there is was learned from classification"
-        made = Preflight(" or ".join(found), over_best, over_direct, spreads, (), source=source, task=task)
-        return replace(made, advice=tuple(_advice(made)))
+    rows = counts or {name: spread.rows for name, spread in origins.items()}
+    task = held_out[0].task
     known = _features(held_out, over_best, spreads, rows)
     features = {name: replace(known, size=size) for name, size in (sizes or {}).items()}
+    made = Preflight(" or ".join(found), over_best, over_direct, spreads, (), features=features, task=task)
+    by = learned or rule(task)
+    if by is None:
+        made = replace(made, source=f"no rule for the task {task} yet, for lack of finished jobs")
+        return replace(made, advice=tuple(_advice(made)))
     expected = {name: by.expect(one) for name, one in features.items()}
-    made = Preflight(" or ".join(found), over_best, over_direct, spreads, (), expected, features, by.source)
+    made = replace(made, expected=expected, source=by.source)
     advice = [*_advice(made), *_pool_advice(made, by, next(iter(features.values()), known), rows)]
     return replace(made, advice=tuple(advice))
 
@@ -287,7 +290,7 @@ def preflight(
 def _features(
     held_out: Sequence[HeldOut], over_best: Leads, spreads: Mapping[str, Spread], counts: Mapping[str, int]
 ) -> Features:
-    labelled, classes = held_out[0].values.shape[1:]
+    labelled = len(held_out[0].labels)
     unlike = [1 / float(np.sum(np.square(one.ensemble.weights))) for one in held_out]
     pool = counts.get(POOL, 0)
     synthetic = sum(count for name, count in counts.items() if name not in (LABELLED, POOL))
@@ -297,13 +300,20 @@ def _features(
     entropy = _mean(made, "entropy") / there.entropy if made and there.entropy > 0 else None
     return Features(
         members=float(np.mean(unlike)),
-        rows_per_class=labelled / classes,
+        rows_per_class=float(np.mean([_rows_per_class(one) for one in held_out])),
         pool=pool / labelled,
         synthetic=synthetic / labelled,
-        lead=over_best["nll"].errors,
+        lead=over_best[goals_of(held_out[0].task)[0].name].errors,
         epistemic=_mean(asked, "epistemic") / there.epistemic if asked and there.epistemic > 0 else None,
         entropy=entropy,
     )
+
+
+def _rows_per_class(one: HeldOut) -> float:
+    """Labelled rows for each class; of several labels those that have one, of numbers all."""
+    if one.task == "multilabel":
+        return float((one.labels == 1).sum(0).mean())
+    return len(one.labels) / (one.values.shape[2] if one.task == "classification" else 1)
 
 
 def _asked(spreads: Mapping[str, Spread]) -> list[Spread]:
@@ -363,11 +373,19 @@ def _pool_advice(
     more = then.share - now.share
     if more < WORTH:
         return []
+    gains = {metric: more * max(lead[metric.name].mean, 0.0) for metric in reversed(goals_of(found.task))}
+    worth = " and ".join(_text(metric, gain) for metric, gain in gains.items())
     return [
-        f"A pool of {rows:,} unlabelled rows would be worth about {more:.0%} of the gain: "
-        f"{100 * more * max(lead['accuracy'].mean, 0.0):.1f} points of accuracy and "
-        f"{more * max(lead['nll'].mean, 0.0):.3f} nats, by the same rule."
+        f"A pool of {rows:,} unlabelled rows would be worth about {more:.0%} of the gain: {worth}, by the "
+        "same rule."
     ]
+
+
+def _text(metric: Metric, gain: float) -> str:
+    """A gain with the unit of its metric."""
+    if metric.percent:
+        return f"{100 * gain:.1f} points of {metric.label}"
+    return f"{gain:.3f} {metric.unit} of {metric.label}"
 
 
 def _leads(held_out: Sequence[HeldOut], mixtures: Sequence[Quality], others: Sequence[Any]) -> Leads:

@@ -1,12 +1,14 @@
-"""The share of the ensemble's gain in NLL that a student is expected to keep, by a linear rule.
+"""The share of the ensemble's gain in likelihood that a student is expected to keep, by a linear rule.
 
-The rule is learned from finished jobs: ``python -m benchmarks quality --fit-rule`` trains small ones, fits
-the rule, and writes ``retention.json`` beside this file.
+The gain is that in NLL, of several labels in BCE. The rules are learned from finished jobs: ``python -m
+benchmarks quality --fit-rule`` trains small ones, fits the rules, and writes ``retention.json`` beside this
+file.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ensdistill.common.files import read_json
+from ensdistill.common.tasks import Task
 
 FILE = Path(__file__).with_name("retention.json")
 LEAST, MOST = -0.5, 1.2  # shares beyond these are mostly noise
@@ -30,15 +33,16 @@ class Features:
     members : float
         The effective number of members, 1 / Σ w².
     rows_per_class : float
-        Labelled rows.
+        Labelled rows for each class; of several labels the mean number of rows that have one, of numbers all.
     pool, synthetic : float
         Rows of the transfer set for each labelled row.
     lead : float
-        The ensemble's lead in NLL over its best member on held-out rows, in standard errors.
+        The ensemble's lead in likelihood over its best member on held-out rows, in standard errors.
     epistemic : float or None
         The members' epistemic uncertainty on the transfer set, over that on held-out rows.
     entropy : float or None
-        The mixture's entropy on synthetic rows, over that on real rows that no member learned from.
+        The mixture's entropy (of numbers its variance) on synthetic rows, over that on real rows that no
+        member learned from.
     size : float or None
         The student's parameters, over those of the median member.
     """
@@ -103,6 +107,8 @@ class RetentionRule:
         The same of a prediction by the mean of the other data sets.
     cases, sets : int
         Students and data sets that the rule is learned from.
+    tasks : tuple of str
+        The tasks of these.
     """
 
     names: tuple[str, ...]
@@ -114,6 +120,7 @@ class RetentionRule:
     mean_error: float
     cases: int
     sets: int
+    tasks: tuple[str, ...] = ("classification",)
 
     @property
     def useful(self) -> bool:
@@ -123,7 +130,7 @@ class RetentionRule:
     @property
     def source(self) -> str:
         """Where an expectation comes from, in words."""
-        learned = f"{self.cases} students on {self.sets} sets"
+        learned = f"{self.cases} students on {self.sets} sets of {', '.join(self.tasks)}"
         if self.useful:
             return f"rule learned from {learned}; ± is its error on sets left out"
         return (
@@ -141,12 +148,18 @@ class RetentionRule:
 
 
 @cache
-def rule() -> RetentionRule:
-    """The rule of this version."""
+def rule(task: Task = "classification") -> RetentionRule | None:
+    """This version's rule for a task; None where it was learned from no job of that task."""
     found = read_json(FILE)
-    if not isinstance(found, dict):
-        raise ValueError(f"{FILE}: expected the rule that this package has; install it again")
-    values = ((one.name, found[one.name]) for one in fields(RetentionRule))
+    if not isinstance(found, dict) or "rules" not in found:
+        raise ValueError(f"{FILE}: expected the rules that this package has; install it again")
+    own = found["rules"].get(task)
+    return None if own is None else from_record(own)
+
+
+def from_record(record: Mapping[str, Any]) -> RetentionRule:
+    """A rule from the JSON of its fields."""
+    values = ((one.name, record[one.name]) for one in fields(RetentionRule))
     known: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values}
     return RetentionRule(**known)
 

@@ -197,9 +197,10 @@ def test_a_batch_without_a_label_has_torchdistills_soft_part_alone():
     assert loss({}, {}, torch.tensor([-100, 2])) == 5.0
 
 
-def example(name: str, size: float, kept: float) -> dict:
+def example(name: str, size: float, kept: float, task: str = "classification") -> dict:
     known = Features(5.0, 50.0, 1.0, 0.0, 3.0, size=size)
-    return {"set": name, "kept": kept, "lead": 0.1, "standard_error": 0.01, "features": asdict(known)}
+    figures = {"kept": kept, "lead": 0.1, "standard_error": 0.01}
+    return {"set": name, "task": task, **figures, "features": asdict(known)}
 
 
 def test_a_rule_predicts_sets_that_it_left_out_or_says_that_it_does_not():
@@ -207,16 +208,44 @@ def test_a_rule_predicts_sets_that_it_left_out_or_says_that_it_does_not():
     sizes = np.exp(random.normal(size=60))
     names = [f"set {i % 6}" for i in range(60)]
     shares = 0.5 + 0.2 * np.log(sizes)
-    learned = rule.fit([example(*one) for one in zip(names, sizes, np.clip(shares, -0.4, 1.1), strict=True)])
+    found = [example(*one) for one in zip(names, sizes, np.clip(shares, -0.4, 1.1), strict=True)]
+    learned = rule.fit(found)["classification"]
     assert learned.useful
     assert learned.error < 0.1 < learned.mean_error
     assert learned.expect(Features(5.0, 50.0, 1.0, 0.0, 3.0, size=1.0)).share == pytest.approx(0.5, abs=0.05)
     by_set = dict(zip(dict.fromkeys(names), random.uniform(0, 1, 6), strict=True))
-    none = rule.fit([example(n, size, by_set[n]) for n, size in zip(names, sizes, strict=True)])
+    found = [example(n, size, by_set[n]) for n, size in zip(names, sizes, strict=True)]
+    none = rule.fit(found)["classification"]
     assert none.error == pytest.approx(none.mean_error, rel=0.1)
     uncertain = [example("one", 1.0, 0.5) | {"lead": 0.001}]
     with pytest.raises(ValueError, match=r"^found: expected examples of three"):
         rule.fit(uncertain)
+
+
+def test_a_task_has_a_rule_of_its_own_where_that_is_better_on_its_sets():
+    random = np.random.default_rng(0)
+    found = []
+    for number, size in enumerate(np.exp(random.normal(size=90))):
+        found.append(example(f"classes {number % 6}", size, np.clip(0.5 + 0.2 * np.log(size), -0.4, 1.1)))
+        found.append(example(f"numbers {number % 3}", size, 0.1, "regression"))
+        found.append(example("labels", size, 0.4, "multilabel"))
+    rules = rule.fit(found)
+    assert {task: one.tasks for task, one in rules.items()} == {
+        "classification": ("classification",),
+        "regression": ("regression",),
+        "multilabel": ("classification", "multilabel", "regression"),  # one set is too few
+    }
+    assert rules["regression"].mean == pytest.approx(0.1)
+    assert (rules["multilabel"].cases, rules["multilabel"].sets) == (270, 10)
+    assert "270 students on 10 sets of classification, multilabel, regression" in rules["multilabel"].source
+
+
+def test_small_cases_begin_with_the_first_of_every_set(tmp_path):
+    cases = list(rule.small_cases(tmp_path, list(SETS)))
+    assert sorted(case.name for case in cases[: len(rule.SMALL)]) == sorted(rule.SMALL) == sorted(SETS)
+    assert len(cases) == sum(map(len, rule.SMALL.values()))
+    assert all(case.first_seed >= 100 for case in cases)  # neither development's nor the report's
+    assert next(case for case in cases if case.name == "diabetes").rows.test is None
 
 
 def test_an_unknown_feature_counts_as_the_mean_by_weight_in_the_fit_and_in_the_rule():

@@ -25,6 +25,7 @@ from ensdistill.report.html import render
 from ensdistill.report.measures import MEASURES, METRICS
 from ensdistill.report.multilabel_metrics import map_resampler
 from ensdistill.report.results import SMOOTHED
+from ensdistill.report.sections import forecast
 from ensdistill.report.verdict import directions
 
 RESULTS = {"multilabel": label_results, "regression": number_results}
@@ -59,6 +60,17 @@ def test_a_metric_of_one_name_is_shown_alike_in_all_tasks() -> None:
             other = METRICS[metric.name]
             shown = (metric.label, metric.sign, metric.percent, metric.unit, metric.decides)
             assert shown == (other.label, other.sign, other.percent, other.unit, other.decides)
+
+
+@TASK
+def test_the_forecast_is_of_the_likelihood_of_the_task(task: str) -> None:
+    report = report_of(task)
+    (name,) = report["students"]
+    expected = {"over_best_member": {}, "expected": {name: {"share": 0.5, "error": 0.3}}, "source": "a rule"}
+    (section,) = forecast(report | {"forecast": expected})
+    ((label, before, outcome),) = section.rows
+    assert label == f"kept in {'BCE' if task == 'multilabel' else 'NLL'}, {name}"
+    assert (before, outcome == "-") == ("50 % (standard error 30)", False)
 
 
 @TASK

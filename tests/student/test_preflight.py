@@ -8,7 +8,8 @@ from rich.console import Console
 from sklearn.metrics import average_precision_score
 
 from ensdistill import Ensemble
-from ensdistill.cli.preflight import as_text, summary
+from ensdistill.cli.preflight import as_text, expectations, summary
+from ensdistill.common.tasks import TASKS
 from ensdistill.student.preflight import HELD_OUT, HeldOut, Lead, Spread, preflight
 from ensdistill.student.retention import FILE, NAMES, Features, RetentionRule, rule
 from ensdistill.teachers.members import ArrayMember, Moments
@@ -123,13 +124,16 @@ def test_a_rule_no_better_than_the_mean_predicts_the_mean_and_says_so():
     assert "no rule learned from them is better" in found.source
 
 
-def test_the_package_has_a_rule_of_known_features():
-    found = rule()
+def test_the_package_has_rules_of_known_features():
     assert FILE.is_file()
-    assert set(found.names) <= set(NAMES)
-    assert len(found.means) == len(found.scales) == len(found.weights) == len(found.names)
-    assert 0 < found.expect(KNOWN).error < 1
-    assert found.sets >= 3
+    found = {task: one for task in TASKS if (one := rule(task)) is not None}
+    assert "classification" in found
+    for task, one in found.items():
+        assert task in one.tasks
+        assert set(one.names) <= set(NAMES)
+        assert len(one.means) == len(one.scales) == len(one.weights) == len(one.names)
+        assert 0 < one.expect(KNOWN).error < 1
+        assert one.sets >= 3
 
 
 def test_features_are_those_of_the_transfer_set(labels):
@@ -158,7 +162,7 @@ def test_a_pool_is_advised_where_the_rule_gives_it_a_worth(labels):
     share = 0.1 * np.log1p(10)
     assert (
         f"about {share:.0%} of the gain: {100 * share * found.over_best_member['accuracy'].mean:.1f} points"
-        in line
+        f" of accuracy and {share * found.over_best_member['nll'].mean:.3f} nats of NLL" in line
     )
     assert found.expected["small"].share == pytest.approx(0.5)
     silent = preflight([one], spread, sizes=sizes, learned=learned(error=0.3, pool=0.1))
@@ -198,12 +202,15 @@ def judged(task: str) -> tuple[HeldOut, np.ndarray]:
 @pytest.mark.parametrize("task", GOALS)
 def test_leads_of_labels_and_of_numbers_are_differences_of_the_tasks_goals(task):
     one, labels = judged(task)
-    found = preflight([one, one], {}, sizes={"small": 0.5})
+    found = preflight([one, one], {}, sizes={"small": 0.5}, learned=learned(size=0.1, lead=0.01))
     assert list(found.over_best_member) == list(found.over_direct["small"]) == GOALS[task]
     for leads in (found.over_best_member, found.over_direct["small"]):
         assert all(lead.certain and lead.low < lead.mean < lead.high for lead in leads.values())
-    assert found.expected == {}
-    assert found.source.startswith(f"no rule for the task {task} yet")
+    known = found.features["small"]
+    assert known.lead == found.over_best_member[GOALS[task][1]].errors  # in likelihood
+    assert known.rows_per_class == (ROWS if task == "regression" else (labels == 1).sum() / 3)
+    share = 0.5 + 0.1 * np.log(0.5) + 0.01 * min(3, np.log1p(known.lead))
+    assert found.expected["small"].share == pytest.approx(share)
     first = found.over_direct["small"][GOALS[task][0]]
     if task == "regression":
         unit, mean = labels.std(0), one.predictions.mean.mean(0)
@@ -242,12 +249,34 @@ def test_equal_members_of_either_task_are_not_to_be_distilled(task):
     assert any("better than" in line and "alone" in line for line in found.advice)
 
 
+def test_a_task_without_a_rule_has_features_and_no_share(monkeypatch):
+    monkeypatch.setattr("ensdistill.student.preflight.rule", lambda task: None)
+    found = preflight([judged("regression")[0]], {}, sizes={"small": 0.5})
+    assert found.features["small"].size == 0.5
+    assert found.expected == {}
+    (line,) = expectations(found)
+    assert line.startswith("Expected to be kept of the gain: no rule for the task regression yet")
+
+
+@pytest.mark.parametrize(("task", "likelihood", "gains"), [
+    ("multilabel", "BCE", "points of mAP and 0."), ("regression", "NLL", "sd of RMSE and 0."),
+])  # fmt: skip
+def test_shares_and_the_worth_of_a_pool_have_the_metrics_of_the_task(task, likelihood, gains):
+    one, _ = judged(task)
+    spread = {"labelled": Spread(ROWS, 0.5, 0.1, 0.1)}
+    found = preflight([one], spread, sizes={"small": 0.5}, learned=learned(pool=0.1))
+    (line,) = expectations(found)
+    assert line.startswith(f"Expected to be kept of the gain in {likelihood}: small 50% ± 10% (")
+    (line,) = [line for line in found.advice if line.startswith("A pool of 3,000 unlabelled rows")]
+    assert gains in line
+
+
 def test_the_text_has_the_words_of_the_task():
     found = preflight([judged("regression")[0]], {})
     console = Console(width=120, file=io.StringIO())
     console.print(as_text(found))
     text = console.file.getvalue()
-    for word in ("RMSE", "NLL", "epistemic, sd²", "no rule for the task regression yet"):
+    for word in ("RMSE", "NLL", "epistemic, sd²"):
         assert word in text
     (first, *_) = summary(found)
     assert " sd, NLL" in first

@@ -13,7 +13,8 @@ from ensdistill.common.files import read_json
 from ensdistill.common.optimization import Optimization
 from ensdistill.data import Rows
 from ensdistill.data.copies import stratified_folds
-from ensdistill.models import MLP
+from ensdistill.data.preprocess import HashedNgrams
+from ensdistill.models import MLP, BagOfNgrams
 from ensdistill.teachers import tuning
 from ensdistill.teachers.jobs import TrainingRows
 from ensdistill.teachers.out_of_fold import train_ensemble
@@ -135,6 +136,22 @@ def test_a_prepared_recipe_keeps_its_preprocess(noisy):
     made = tuned(one, noisy, parts_of(noisy)[:1], 0)
     assert isinstance(made, Prepared)
     assert made.preprocess is one.preprocess
+
+
+def test_networks_of_texts_are_tuned(tmp_path):
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 2, 90)
+    texts = [" ".join(random.choice([["good", "fine"], ["bad", "poor"]][y], 3)) for y in labels]
+    asked = TorchMembers(
+        partial(BagOfNgrams, width=8, dropout=0.1), 1, name="net", optimization=replace(BASE, steps=24),
+        way="one_by_one", preprocess=HashedNgrams(words=1, characters=(3, 3), buckets=256, length=16), tune=True,
+    )  # fmt: skip
+    rows = Rows(texts, np.arange(90), labels)
+    ensemble, _ = train_ensemble([asked], rows, ("bad", "good"), folds=3, folder=tmp_path)
+    tried = read_json(tmp_path / "tuning" / "net" / "choice.json")["tried"]
+    assert len(tried) >= 4
+    assert all(one["nll"] < np.log(2) for one in tried.values())
+    assert ensemble.predict_proba(texts).argmax(1).tolist() == labels.tolist()
 
 
 def test_members_of_one_training_can_not_be_tuned():
