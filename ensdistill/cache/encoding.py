@@ -172,9 +172,10 @@ class Encoder:
         shape = (len(self.names), count, self.classes)
         if lengths is None:
             if tuple(logits.shape) != shape:
+                more = ": of sequences pass lengths=, the positions of each" if logits.dim() == 4 else ""
                 raise ValueError(
                     f"{source}: expected [members, samples, classes] = {list(shape)}; got "
-                    f"{list(logits.shape)}"
+                    f"{list(logits.shape)}{more}"
                 )
         elif (
             logits.dim() != 4

@@ -92,8 +92,11 @@ def verify_hashes(
 
 def stored_hashes(cache: TargetCache, uids: np.ndarray, view: int | np.ndarray) -> np.ndarray:
     """The cache's hash of each sample's input, uint64 [N]."""
-    hashes = cache.layout.views(cache.gather_records(uids, view))[INPUT_HASH]
-    if not cache.manifest["sequences"]:
-        return hashes
-    lengths = cache.lengths(uids, view)
-    return hashes[np.cumsum(lengths) - lengths]  # every position has its sequence's
+    lengths = cache.lengths(uids, view) if cache.manifest["sequences"] else None
+    return hashes_of(cache, cache.gather_records(uids, view), lengths)
+
+
+def hashes_of(cache: TargetCache, records: np.ndarray, lengths: np.ndarray | None) -> np.ndarray:
+    """The hashes in records of samples, or of sequences of these lengths, uint64 [N]."""
+    hashes = cache.layout.views(records)[INPUT_HASH]
+    return hashes if lengths is None else hashes[np.cumsum(lengths) - lengths]  # all positions have theirs

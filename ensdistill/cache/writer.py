@@ -165,6 +165,9 @@ def cache_targets(
             [0., 0., 0.]])
     >>> folder.cleanup()
     """
+    if not isinstance(rows, Rows):
+        remedy = ": pass its .rows" if hasattr(rows, "rows") else ""
+        raise TypeError(f"rows: expected Rows; got {type(rows).__name__}{remedy}")
     task = task_of(ensemble)
     path, codec = local_path(path), codec_of(codec, task)
     max_cost = limit_of(task, max_kl, max_error)

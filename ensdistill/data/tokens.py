@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ import numpy as np
 from ensdistill.data.chats import conversation
 from ensdistill.data.rows import Rows
 from ensdistill.data.samples import Held
+from ensdistill.data.token_rows import TokenRows
 
 IGNORED = -100  # a label that does not count, as in Hugging Face models
 Kind = Literal["causal", "masked", "seq2seq"]
@@ -65,6 +66,11 @@ class TokenSequences:
     ) -> None:
         if kind not in KINDS:
             raise ValueError(f"kind: expected one of {', '.join(KINDS)}; got {kind!r}")
+        if isinstance(sequences, Mapping):
+            raise ValueError(
+                f"sequences: expected a dict for each; got one of columns, {', '.join(map(str, sequences))}: "
+                "pass [{'input_ids': ids} for ids in columns['input_ids']]"
+            )
         given = list(sequences)
         found = [_checked(i, one, vocabulary, kind) for i, one in enumerate(given)]
         named = [one.get("source") for one in given]
@@ -91,8 +97,7 @@ class TokenSequences:
     @classmethod
     def from_json(cls, path: Path | str, vocabulary: int, *, kind: Kind = "causal") -> TokenSequences:
         """The sequences of a file of JSON lines, an object with ``input_ids`` in each."""
-        with open(path, encoding="utf-8") as lines:
-            return cls(map(json.loads, lines), vocabulary, kind=kind)
+        return cls(json_lines(path), vocabulary, kind=kind)
 
     @classmethod
     def from_messages(
@@ -137,7 +142,7 @@ class TokenSequences:
         parts |= {} if self.sources is None else {"source": self.sources}
         parts |= {} if self.kind == "causal" else {"labels": self.answers}
         parts |= {"label_size": self.label_sizes} if self.kind == "seq2seq" else {}
-        return Rows(Held(parts), self.uids, np.full(len(self), -100))
+        return Rows(Held(TokenRows(parts)), self.uids, np.full(len(self), -100))
 
     def only(self, counted: np.ndarray) -> TokenSequences:
         """The same with fewer positions that count, bool [N, L]; at least one of each sequence."""
@@ -172,7 +177,26 @@ class TokenSequences:
         }
         if self.kind == "seq2seq":  # the decoder reads all of its tokens, also those that do not count
             item["decoder_labels"] = self.answers[index, :labelled].tolist()
+        if self.sources is not None:
+            item["source"] = str(self.sources[index])
         return item
+
+
+def json_lines(path: Path | str) -> Iterator[Any]:
+    """The values of a file of JSON lines; empty lines are none.
+
+    Raises
+    ------
+    ValueError
+        A line is no JSON; names it.
+    """
+    with open(path, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    yield json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
 
 
 def kind_of_rows(inputs: Mapping[str, Any]) -> Kind:

@@ -15,6 +15,41 @@ from ensdistill.data.tokens import IGNORED, Kind
 PROBED = 64  # positions that compare the output embeddings with the model itself
 
 
+def output_columns(argument: str, model: Any) -> int:
+    """The number of a language model's logits.
+
+    Raises
+    ------
+    TypeError
+        The model has no output embeddings; names the argument.
+    """
+    find = getattr(model, "get_output_embeddings", None)
+    if (head := None if find is None else find()) is None:
+        raise TypeError(
+            f"{argument}: expected a language model of transformers, with output embeddings; got "
+            f"{type(model).__name__}: classifiers are members of ensdistill.Ensemble"
+        )
+    # The weight of a quantised layer may be packed, or a function.
+    return int(getattr(head, "out_features", None) or head.weight.shape[0])
+
+
+def check_sequences(model: Any, name: str, vocabulary: int, batch: Mapping[str, np.ndarray]) -> None:
+    """Raise ValueError for a token that the vocabulary has not, or a sequence longer than a model reads."""
+    largest = max(int(np.max(batch[part])) for part in ("input_ids", "labels") if part in batch)
+    if largest >= vocabulary:
+        raise ValueError(
+            f"sequences: expected ids of the models' vocabulary of {vocabulary}; got {largest}: they are of "
+            "another tokenizer"
+        )
+    places = getattr(model.config, "max_position_embeddings", None)
+    longest = max(int(np.max(batch[part])) for part in ("size", "label_size") if part in batch)
+    if isinstance(places, int) and longest > places > 0:
+        raise ValueError(
+            f"sequences: expected at most {places} tokens, as {name} has positions; got {longest}: divide "
+            "the longer ones"
+        )
+
+
 def kind_of(model: Any) -> Kind:
     """Whether a model predicts the next token, masked ones, or a decoder's.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -16,7 +15,8 @@ from torch import Tensor
 from ensdistill.common.fingerprint import digest
 from ensdistill.data.rows import Rows
 from ensdistill.data.samples import Held
-from ensdistill.data.tokens import TokenSequences
+from ensdistill.data.token_rows import TokenRows
+from ensdistill.data.tokens import TokenSequences, json_lines
 from ensdistill.teachers.tokens import POSITIONS, of_sequences
 
 SUM = 1e-3  # by which rounded probabilities may exceed 1 in all
@@ -65,11 +65,11 @@ class ServedLogProbs:
     def from_vllm(
         cls, answers: Iterable[Mapping[str, Any]] | Path | str, vocabulary: int, name: str = "served"
     ) -> ServedLogProbs:
-        """Of vLLM's answers to requests with ``prompt_logprobs=k``, as JSON.
+        """Of vLLM's answers to requests with ``prompt_logprobs=k``, as JSON or its own objects.
 
         Parameters
         ----------
-        answers : iterable of dict, or path of a file of JSON lines
+        answers : iterable of dict or RequestOutput, or path of a file of JSON lines
             ``prompt_token_ids``, and ``prompt_logprobs``: for each token None or a dict of ids to
             ``{"logprob": ...}``, as a ``RequestOutput`` and the choices of a server's completion have them.
         vocabulary : int
@@ -88,7 +88,7 @@ class ServedLogProbs:
             labels = [-100 if one is None else token for token, one in zip(ids, known, strict=True)]
             sequences.append({"input_ids": ids, "labels": labels})
             listed += [
-                {int(token): float(value["logprob"]) for token, value in one.items()}
+                {int(token): _log_prob(value) for token, value in one.items()}
                 for one in known[1:]
                 if one is not None
             ]
@@ -136,7 +136,7 @@ class ServedLogProbs:
         """The sequences as rows of a cache, with their place."""
         rows = self.sequences.rows
         parts = {**rows.inputs[np.arange(len(rows))], "place": np.arange(len(rows))}
-        return replace(rows, inputs=Held(parts))
+        return replace(rows, inputs=Held(TokenRows(parts)))
 
     def predict_parts(self, inputs: Mapping[str, Any]) -> Iterator[Tensor]:
         """Log-probabilities at the positions that count, float32 [1, M, C] for some at a time."""
@@ -186,11 +186,13 @@ class ServedLogProbs:
 
 
 def _answers(answers: Iterable[Mapping[str, Any]] | Path | str) -> Iterator[Mapping[str, Any]]:
-    if isinstance(answers, str | Path):
-        with open(answers, encoding="utf-8") as lines:
-            yield from map(json.loads, lines)
-    else:
-        yield from answers
+    found: Iterable[Any] = json_lines(answers) if isinstance(answers, str | Path) else answers
+    for one in found:
+        yield one if isinstance(one, Mapping) else vars(one)  # vLLM's own objects
+
+
+def _log_prob(value: Any) -> float:
+    return float(value["logprob"] if isinstance(value, Mapping) else value.logprob)
 
 
 def _by_text(tokenizer: Any) -> dict[str, int | None]:

@@ -14,7 +14,14 @@ from ensdistill.common.combiners import COMBINERS, Combiner
 from ensdistill.common.fingerprint import digest
 from ensdistill.common.source import state_data
 from ensdistill.data.tokens import answers_of, kind_of_rows
-from ensdistill.teachers.language import head_is_all, kind_of, model_inputs, without_head
+from ensdistill.teachers.language import (
+    check_sequences,
+    head_is_all,
+    kind_of,
+    model_inputs,
+    output_columns,
+    without_head,
+)
 from ensdistill.teachers.members.module import predicting
 
 Weighting = Literal["given", "confidence", "minimum_ce"]
@@ -57,8 +64,10 @@ class LanguageEnsemble:
 
     Raises
     ------
-    ValueError
-        Vocabularies, tokenizers or kinds of models that differ, or numbers that do not fit each other.
+    ValueError, TypeError
+        Vocabularies, tokenizers or kinds of models that differ, numbers that do not fit each other, or a
+        model without output embeddings. ``predict_parts`` raises it for tokens or lengths that the models
+        do not have.
 
     References
     ----------
@@ -135,6 +144,8 @@ class LanguageEnsemble:
         """
         if (given := kind_of_rows(inputs)) != self.kind:
             raise ValueError(f"sequences: expected {self.kind} ones, of the models' kind; got {given}")
+        for name, model in zip(self.members, self.models, strict=True):
+            check_sequences(model, name, self.vocabulary, inputs)
         room: Tensor | None = None
         for start in range(0, len(inputs["input_ids"]), self.batch_size):
             batch = {name: np.asarray(part)[start : start + self.batch_size] for name, part in inputs.items()}
@@ -158,10 +169,12 @@ class LanguageEnsemble:
 
     def fingerprint(self) -> dict[str, Any]:
         """Digests of weights, configuration and tokenizer, and how members are mixed."""
-        members = [digest([state_data(one), _described(one)]) for one in self.models]
+        parts = [_parts_of(one) for one in self.models]
         mixture = [self.shares.tolist(), self.combiner, self.weighting, dict(self.routes or {})]
         return {
-            "members": dict(zip(self.members, members, strict=True)),
+            "members": dict(zip(self.members, map(digest, parts), strict=True)),
+            "parts": dict(zip(self.members, parts, strict=True)),
+            "kind": self.kind,
             "mixture": mixture,
             "vocabulary": self.vocabulary,
             "tokenizer": None if self.tokenizer is None else dict(self.tokenizer),
@@ -267,11 +280,7 @@ def described_tokenizer(tokenizer: Any) -> dict[str, str]:
 
 
 def _vocabulary(models: Sequence[Any], names: Sequence[str], vocabulary: int | None) -> int:
-    heads = [one.get_output_embeddings() for one in models]
-    sizes = [
-        int(one.config.vocab_size if head is None else head.weight.shape[0])
-        for one, head in zip(models, heads, strict=True)
-    ]
+    sizes = [output_columns("models", one) for one in models]
     if vocabulary is None and len(set(sizes)) > 1:
         own = ", ".join(f"{name} {size}" for name, size in zip(names, sizes, strict=True))
         raise ValueError(
@@ -296,12 +305,16 @@ def _is_plain(head: Any, hidden: Tensor, out: Tensor) -> bool:
     return same and len(head.weight) == out.shape[1]
 
 
-def _described(model: Any) -> Any:
-    """A model's configuration, dtype and quantisation."""
-    config = model.config.to_dict() if hasattr(model.config, "to_dict") else vars(model.config)
-    left_out = ("_name_or_path", "transformers_version")
-    return [
-        type(model).__name__,
-        {k: repr(v) for k, v in config.items() if k not in left_out},
-        str(model.dtype),
-    ]
+def _parts_of(model: Any) -> dict[str, str]:
+    """What decides a model's predictions, by name: texts, and digests of what is long."""
+    config = dict(model.config.to_dict() if hasattr(model.config, "to_dict") else vars(model.config))
+    for left_out in ("_name_or_path", "transformers_version"):
+        config.pop(left_out, None)
+    quantisation = config.pop("quantization_config", None)
+    return {
+        "class": type(model).__name__,
+        "dtype": str(model.dtype),
+        "quantisation": "none" if quantisation is None else repr(quantisation),
+        "configuration": digest({name: repr(value) for name, value in config.items()}),
+        "weights": digest(state_data(model)),
+    }

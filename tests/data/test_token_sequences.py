@@ -49,6 +49,25 @@ def test_fewer_positions_and_files(tmp_path):
     assert TokenSequences.from_json(file, 10)[1] == TokenSequences(TEXTS, 10)[1]
 
 
+def test_a_sequence_has_one_hash_whatever_it_is_padded_to():
+    named = [{**one, "source": "code"} for one in TEXTS]
+    masked = [{"input_ids": [5, 0, 7], "labels": [-100, 6, -100]}, {"input_ids": [0, 2], "labels": [1, -100]}]
+    pairs = [{"input_ids": [5, 6, 7], "labels": [3, 4, 4, -100]}, {"input_ids": [5], "labels": [3]}]
+    for given, kind in ((TEXTS, "causal"), (named, "causal"), (masked, "masked"), (pairs, "seq2seq")):
+        whole = input_hashes(TokenSequences(given, 10, kind=kind).rows.inputs[np.arange(len(given))])
+        alone = [input_hashes(TokenSequences([one], 10, kind=kind).rows.inputs[:])[0] for one in given]
+        assert whole.tolist() == alone
+        assert len(set(alone)) == len(given)
+    for one, other in (
+        ({"input_ids": [5, 0], "labels": [-100, 6]}, {"input_ids": [5, 0], "labels": [-100, 7]}),
+        ({"input_ids": [5, 0], "labels": [-100, 6]}, {"input_ids": [5, 0], "labels": [6, -100]}),
+    ):
+        pair = [TokenSequences([each], 10, kind="masked").rows.inputs[:] for each in (one, other)]
+        assert input_hashes(pair[0]) != input_hashes(pair[1])
+    by_source = [TokenSequences([{**TEXTS[0], "source": name}], 10).rows.inputs[:] for name in ("a", "b")]
+    assert input_hashes(by_source[0]) != input_hashes(by_source[1])
+
+
 def test_sources_are_kept():
     named = [{**one, "source": name} for one, name in zip(TEXTS, ("code", "news", "code"), strict=True)]
     assert TokenSequences(named, 10).rows.inputs[np.array([1, 2])]["source"].tolist() == ["news", "code"]

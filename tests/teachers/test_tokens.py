@@ -7,7 +7,8 @@ import pytest
 import torch
 from token_models import C, gemma, llama, texts, whole
 
-from ensdistill.cache import TargetCache, cache_targets
+from ensdistill.cache import CacheMismatch, TargetCache, cache_targets
+from ensdistill.data.tokens import TokenSequences
 from ensdistill.teachers import tokens
 from ensdistill.teachers.tokens import LanguageEnsemble, weights_of_positions
 
@@ -137,6 +138,58 @@ def test_another_tokenizer_is_an_error_and_changes_the_fingerprint():
     prints += [LanguageEnsemble([llama(1), llama(3)]).fingerprint(), LanguageEnsemble(models).fingerprint()]
     prints += [LanguageEnsemble([one.to(torch.bfloat16) for one in models]).fingerprint()]
     assert len({json.dumps(one, sort_keys=True) for one in prints}) == 6
+
+
+def test_a_teacher_of_another_precision_is_named(tmp_path):
+    sequences, own = texts(), LanguageEnsemble([llama(1), llama(2)])
+    options = {"lengths": sequences.lengths, "codec": f"topk-{C}", "mixture_at": 1.0}
+    cache = cache_targets(own, sequences.rows, tmp_path / "c", **options)
+    half = LanguageEnsemble([llama(1).to(torch.bfloat16), llama(2)])
+    words = r"member-1: dtype: the cache has 'torch.float32', expected 'torch.bfloat16'"
+    with pytest.raises(CacheMismatch, match=words):
+        cache_targets(half, sequences.rows, tmp_path / "c", **options)
+    with pytest.raises(CacheMismatch, match=r"log-probabilities apart by .* of which storing explains"):
+        cache.verify_against(half, sequences.rows, share=1.0)
+    changed = llama(1)
+    changed.config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    with pytest.raises(CacheMismatch, match=r"member-1: quantisation: the cache has 'none', expected .*4bit"):
+        cache_targets(LanguageEnsemble([changed, llama(2)]), sequences.rows, tmp_path / "c", **options)
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:.*quantize_per_tensor")
+def test_a_quantised_teacher_predicts_with_its_own_layers():
+    model = llama(1)
+    layers = {torch.nn.Linear}
+    quantised = torch.ao.quantization.quantize_dynamic(model, layers, dtype=torch.qint8)  # a packed weight
+    sequences = texts(2)
+    found = LanguageEnsemble([quantised]).predict_logits(sequences.rows.inputs[np.arange(2)])
+    # Scales of this quantisation are those of a batch's numbers, so other batches have other predictions.
+    apart = found[0, 0, : sequences.lengths[0]] - of_models([model], sequences, 0)[0]
+    assert 1e-3 < apart.abs().max() < 0.5
+
+
+@pytest.mark.parametrize(
+    ("one", "words"),
+    [
+        ({"input_ids": [1, 130]}, "sequences: expected ids of the models' vocabulary of 120; got 130"),
+        ({"input_ids": [1] * 70}, "sequences: expected at most 64 tokens, as member-1 has positions; got 70"),
+    ],
+)
+def test_sequences_that_a_model_cannot_read_are_named(one, words):
+    sequences = TokenSequences([one], 140)
+    with pytest.raises(ValueError, match=words):
+        next(LanguageEnsemble([llama(1)]).predict_parts(sequences.rows.inputs[np.arange(1)]))
+
+
+def test_models_that_are_no_language_models_are_named(tmp_path):
+    with pytest.raises(TypeError, match=r"models: expected a language model .*; got Linear"):
+        LanguageEnsemble([torch.nn.Linear(2, 2)])
+    sequences = texts(2)
+    options = {"codec": "topk-5", "mixture_at": 1.0}
+    with pytest.raises(TypeError, match=r"rows: expected Rows; got TokenSequences: pass its \.rows"):
+        cache_targets(LanguageEnsemble([llama(1)]), sequences, tmp_path / "c", **options)
+    with pytest.raises(ValueError, match="of sequences pass lengths=, the positions of each"):
+        cache_targets(LanguageEnsemble([llama(1)]), sequences.rows, tmp_path / "c", **options)
 
 
 @pytest.mark.parametrize(
