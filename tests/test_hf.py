@@ -1,15 +1,16 @@
 """Targets of a cache in the trainer of Hugging Face."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from token_models import C, gemma, llama, texts, trainer
+from token_models import C, bert, gemma, llama, texts, trainer
 
 from ensdistill.cache import cache_targets
 from ensdistill.functional import distillation_loss
-from ensdistill.hf import CachedDistillation
+from ensdistill.hf import CachedDistillation, SameTargets
 from ensdistill.teachers.tokens import LanguageEnsemble
 
 
@@ -133,10 +134,45 @@ def test_bad_batches_and_models_are_named(cache, sequences):
     cut |= {name: cut[name][:-1] for name in ("input_ids", "labels")}
     with pytest.raises(ValueError, match=r"tokens to predict in the sequence of uid 4, as in the cache; got"):
         distil.collate([sequences[0], cut])
+    other = {**sequences[4], "input_ids": [*sequences[4]["input_ids"][:-1], 1]}
+    other["labels"] = [*other["labels"][:-1], 1]
+    with pytest.raises(ValueError, match=r"from which the cache was made under the uid 4; got other tokens"):
+        distil.collate([sequences[0], other])
     with pytest.raises(ValueError, match="features: expected a uid of each, or of none"):
         distil.collate([sequences[0], {"input_ids": [1, 2]}])
+    with pytest.raises(ValueError, match="model: expected a causal one, as the members; got masked"):
+        CachedDistillation(bert(1), cache)
+    with pytest.raises(TypeError, match=r"model: expected a language model .*; got Linear"):
+        CachedDistillation(torch.nn.Linear(2, 2), cache)
     with pytest.raises(ValueError, match=r"model: expected the cache's vocabulary, 120 tokens; .* have 100"):
         CachedDistillation(llama(1, vocabulary=100), cache)
+
+
+def test_a_second_distillation_takes_the_place_of_the_first(cache, sequences):
+    model = llama(7)
+    plain = model(input_ids=torch.arange(9)[None]).logits
+    first = CachedDistillation(model, cache, temperature=2.0)
+    second = CachedDistillation(model, cache, temperature=2.0)
+    batch = second.collate([sequences[0], sequences[3]])
+    labels = batch.pop("labels")
+    assert second.loss(model(**batch), labels).item() > 0
+    assert first._batch is None
+    second.remove()
+    assert "forward" not in vars(model.lm_head)
+    assert not model._forward_pre_hooks
+    torch.testing.assert_close(model(input_ids=torch.arange(9)[None]).logits, plain)
+
+
+def test_a_trainer_that_drops_the_uid_is_refused(cache, sequences, tmp_path):
+    own = trainer(tmp_path, llama(7), cache, sequences, remove_unused_columns=True)
+    with pytest.raises(ValueError, match=r"have no uid: .* with remove_unused_columns=False"):
+        own.train()
+
+
+def test_copies_of_the_model_in_threads_are_refused(cache):
+    arguments = SimpleNamespace(n_gpu=2, output_dir="out")
+    with pytest.raises(ValueError, match="args: expected a process for each GPU; got one with 2"):
+        SameTargets(cache).on_train_begin(arguments, SimpleNamespace(global_step=0), None)
 
 
 def test_caches_of_samples_or_of_all_classes_are_refused(sequences, tmp_path):

@@ -42,6 +42,7 @@ def test_gradients_are_those_of_the_sequences_alone(make, sequences, tmp_path):
             torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-3, atol=1e-6, msg=name)
     # An evaluation's loss is that of the model itself.
     held = [{k: v for k, v in sequences[place].items() if k != "uid"} for place in places]
+    model.eval()
     batch = distil.collate(held)
     labels, own = batch.pop("labels"), torch.cat([own_logits(make(7), sequences, p)[0] for p in places])
     answers = torch.cat([own_logits(make(7), sequences, p)[1] for p in places])
