@@ -51,7 +51,7 @@ def corpus() -> list[str]:
     return list(dict.fromkeys(text for _, text in sorted(found.items()) if text))
 
 
-def packed(texts: list[str], seed: int) -> tuple[TokenSequences, TokenSequences]:
+def packed(texts: list[str]) -> tuple[TokenSequences, TokenSequences]:
     """Sequences to learn from, and a tenth of the texts held out."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -62,7 +62,7 @@ def packed(texts: list[str], seed: int) -> tuple[TokenSequences, TokenSequences]
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    order = np.random.default_rng(0).permutation(len(texts))  # the same texts are held out for all seeds
+    order = np.random.default_rng(0).permutation(len(texts))
     held = set(order[: len(texts) // 10].tolist())
     parts: dict[bool, list[int]] = {True: [], False: []}
     tokenizer.train_from_iterator((text for i, text in enumerate(texts) if i not in held), trainer)
@@ -120,11 +120,38 @@ def sampled(sequences: TokenSequences, count: int, seed: int) -> TokenSequences:
     return TokenSequences([{"input_ids": sequences[i]["input_ids"]} for i in chosen.tolist()], VOCABULARY)
 
 
+def small(seed: int) -> GPT2LMHeadModel:
+    """A student."""
+    return gpt(32, 2, 100 + seed)
+
+
+def taught(seed: int, learned: TokenSequences, members: list[Any], options: argparse.Namespace) -> Any:
+    """A student of some members, or of the texts alone where there are none."""
+    student, out = small(seed), options.out / "student"
+    if not members:
+        return train(student, learned, options.steps, out, seed, data_collator=plain)
+    ensemble = LanguageEnsemble(members)
+    texts = learned if options.share == 1 else top_positions(ensemble, learned, share=options.share)
+    cache = cache_targets(  # the first seed stores the predictions, others find them
+        ensemble,
+        texts.rows,
+        options.out / f"targets-of-{len(members)}",
+        lengths=texts.lengths,
+        codec=options.codec,
+        mixture_at=1.0,
+        batch_size=64,
+        overwrite=seed == 0,
+    )
+    print(f"  {cache.layout.bytes} bytes a token ({options.codec})", flush=True)
+    distil = CachedDistillation(student, cache, alpha=options.alpha)
+    return train(student, texts, options.steps, out, seed, **distil.arguments)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=1, help="of students; they have the same teachers")
     parser.add_argument("--steps", type=int, default=1500, help="of each teacher; students have as many")
     parser.add_argument("--sequences", type=int, default=8_000, help="that models learn from, at most")
     parser.add_argument("--share", type=float, default=1.0, help="of a sequence's positions, by entropy")
@@ -134,60 +161,25 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/tokens"))
     options = parser.parse_args(arguments)
     keep_memory()
-    texts = corpus()
+    learned, judged = packed(corpus())
+    learned, judged = sampled(learned, options.sequences, 0), sampled(judged, JUDGED, 0)
+    print(f"{len(learned):,} sequences of {LENGTH} tokens, {len(judged):,} held out", flush=True)
+    teachers = [
+        train(gpt(96, 3, k), learned, options.steps, options.out / "teacher", k, data_collator=plain)
+        for k in range(3)
+    ]
+    losses = [loss([one], judged) for one in teachers]
+    best, ensemble = teachers[int(np.argmin(losses))], loss(teachers, judged)
+    sizes = [sum(p.numel() for p in one.parameters()) for one in (best, small(0))]
+    print(f"{sizes[0]:,} parameters a teacher, {sizes[1]:,} the student", flush=True)
     for seed in range(options.seeds):
-        learned, judged = packed(texts, seed)
-        learned, judged = sampled(learned, options.sequences, seed), sampled(judged, JUDGED, 0)
-        folder, steps = options.out / f"seed-{seed}", options.steps
-        print(
-            f"seed {seed}: {len(learned):,} sequences of {LENGTH} tokens, {len(judged):,} held out",
-            flush=True,
-        )
-        teachers = [
-            train(
-                gpt(96, 3, 10 * seed + k),
-                learned,
-                steps,
-                folder / f"teacher-{k}",
-                10 * seed + k,
-                data_collator=plain,
-            )
-            for k in range(3)
-        ]
-        losses = [loss([one], judged) for one in teachers]
-        best = int(np.argmin(losses))
-        found = {f"teacher {k + 1}": one for k, one in enumerate(losses)} | {
-            "ensemble": loss(teachers, judged)
-        }
-        for name, members in (("best teacher's student", [teachers[best]]), ("ensemble's student", teachers)):
-            ensemble, texts_of = LanguageEnsemble(members), learned
-            if options.share < 1:
-                texts_of = top_positions(ensemble, learned, share=options.share)
-            cache = cache_targets(
-                ensemble,
-                texts_of.rows,
-                folder / name.replace(" ", "-").replace("'", ""),
-                lengths=texts_of.lengths,
-                codec=options.codec,
-                mixture_at=1.0,
-                batch_size=64,
-                overwrite=True,
-            )
-            student = gpt(32, 2, 100 + seed)
-            distil = CachedDistillation(student, cache, alpha=options.alpha)
-            train(student, texts_of, steps, folder / "student", seed, **distil.arguments)
-            found[name] = loss([student], judged)
-            stored = cache.layout.bytes
-        found["direct"] = loss(
-            [train(gpt(32, 2, 100 + seed), learned, steps, folder / "direct", seed, data_collator=plain)],
-            judged,
-        )
-        gain = found["direct"] - found["ensemble"]
+        ways = {"direct": [], "best teacher's student": [best], "ensemble's student": teachers}
+        found = {name: loss([taught(seed, learned, own, options)], judged) for name, own in ways.items()}
+        found |= {f"teacher {k + 1}": one for k, one in enumerate(losses)} | {"ensemble": ensemble}
+        print(f"seed {seed}:")
         for name, value in found.items():
-            print(f"  {name:24} {value:.4f}   {100 * (found['direct'] - value) / gain:5.0f} % of the gain")
-        sizes = [sum(p.numel() for p in one.parameters()) for one in (teachers[0], gpt(32, 2, 0))]
-        print(f"  {sizes[0]:,} parameters a teacher, {sizes[1]:,} the student", flush=True)
-        print(f"  {stored} bytes a token ({options.codec})", flush=True)
+            kept = (found["direct"] - value) / (found["direct"] - ensemble)
+            print(f"  {name:24} {value:.4f}   {100 * kept:5.0f} % of the gain", flush=True)
 
 
 if __name__ == "__main__":
