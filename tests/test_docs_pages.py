@@ -64,6 +64,7 @@ def test_a_page_runs_from_top_to_bottom(page, folder):
         assert {path.name for path in folder.joinpath("models").iterdir()} == {"forest.skops", "booster.ubj"}
     if page == "texts":
         assert 0.5 < names["agreement"] <= 1
+        assert {path.name for path in folder.joinpath("small-bert").iterdir()} >= {"model.safetensors"}
     if page == "torch-models":
         assert (names["answers"] == names["split"].test.labels).mean() > 0.4
         assert folder.joinpath("student", "member.json").is_file()

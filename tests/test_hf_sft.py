@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from docs_blocks import blocks, run
 from token_models import C, llama, texts, trainer, transformers
 
 from ensdistill.cache import cache_targets
@@ -44,6 +45,23 @@ def sft(kind, folder, cache, sequences, **more):
     args = trl.SFTConfig(str(folder), bf16=False, disable_tqdm=True, **{**prepared, **SAME, **more})
     data = datasets.Dataset.from_list(list(sequences))
     return kind(student, args, **distil.arguments, train_dataset=data, processing_class=tokenizer())
+
+
+def test_the_lines_of_the_page(cache, sequences, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"student": llama(7), "cache": cache, "texts": sequences, "tokenizer": tokenizer()}
+    names |= {"CachedDistillation": CachedDistillation}
+    (block,) = blocks("tokens", "py")
+    short = 'SFTConfig("sft", max_steps=1, bf16=False, use_cpu=True, report_to=[], disable_tqdm=True,'
+    changed = {'SFTConfig("sft",': short, "alpha=0.9": "temperature=2.0"}
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message=".*compute_loss_func. is deprecated", category=FutureWarning
+        )
+        run("tokens", [block], names, **changed)
+    assert len(block.strip().splitlines()) - block.count("import") - 1 <= 5
+    before = llama(7).lm_head.weight
+    assert (names["student"].lm_head.weight - before).abs().max() > 0
 
 
 class Once(trl.SFTTrainer):
