@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -272,9 +273,12 @@ def same_tokenizer(tokenizers: Sequence[Any], names: Sequence[str]) -> dict[str,
 def described_tokenizer(tokenizer: Any) -> dict[str, str]:
     """Digests of a tokenizer's vocabulary, of all that divides a text, and of its chat template."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = {} if backend is None else json.loads(backend.to_str())
+    for of_a_call in ("truncation", "padding"):  # a call with truncation=True leaves it there
+        rules.pop(of_a_call, None)
     return {
         "vocabulary": digest(sorted(tokenizer.get_vocab().items())),
-        "merges": digest("" if backend is None else backend.to_str()),
+        "merges": digest(rules),
         "chat_template": digest(getattr(tokenizer, "chat_template", None) or ""),
     }
 

@@ -10,7 +10,7 @@ from token_models import C, gemma, llama, texts, whole
 from ensdistill.cache import CacheMismatch, TargetCache, cache_targets
 from ensdistill.data.tokens import TokenSequences
 from ensdistill.teachers import tokens
-from ensdistill.teachers.tokens import LanguageEnsemble, weights_of_positions
+from ensdistill.teachers.tokens import LanguageEnsemble, described_tokenizer, weights_of_positions
 
 
 def of_models(models, sequences, place):
@@ -138,6 +138,20 @@ def test_another_tokenizer_is_an_error_and_changes_the_fingerprint():
     prints += [LanguageEnsemble([llama(1), llama(3)]).fingerprint(), LanguageEnsemble(models).fingerprint()]
     prints += [LanguageEnsemble([one.to(torch.bfloat16) for one in models]).fingerprint()]
     assert len({json.dumps(one, sort_keys=True) for one in prints}) == 6
+
+
+def test_another_revision_of_a_tokenizer_is_another_and_a_call_is_not():
+    from tokenizers import pre_tokenizers
+
+    one, called, revised = tokenizer(), tokenizer(), tokenizer()
+    called(["a b a", "b"], truncation=True, max_length=2)  # is kept in the tokenizer
+    called.backend_tokenizer.enable_padding()
+    assert called.backend_tokenizer.to_str() != one.backend_tokenizer.to_str()
+    assert described_tokenizer(called) == described_tokenizer(one)
+    revised.backend_tokenizer.pre_tokenizer = pre_tokenizers.CharDelimiterSplit(" ")
+    assert revised.get_vocab() == one.get_vocab()
+    with pytest.raises(ValueError, match=r"expected one merges .* that of member-2 differs"):
+        LanguageEnsemble([llama(1), llama(2)], tokenizers=[one, revised])
 
 
 def test_a_teacher_of_another_precision_is_named(tmp_path):
