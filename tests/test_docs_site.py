@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote
 
 import pytest
@@ -80,6 +81,24 @@ def test_the_picture_has_the_figures_of_the_results(tmp_path):
     assert digits.models["student"] == expected
     shown = {text.count("</svg>") for text in [(tmp_path / "frontier.svg").read_text(encoding="utf-8")]}
     assert shown == {1}
+
+
+def test_docstrings_are_ready_for_the_site(monkeypatch):
+    monkeypatch.setitem(sys.modules, "griffe", SimpleNamespace(Extension=object, Object=object))
+    source = (DOCS / "_tools" / "roles.py").read_text(encoding="utf-8")
+    names = {"__name__": "roles"}
+    exec(compile(source, "docs/_tools/roles.py", "exec"), names)
+    found = names["site_text"](
+        "As in :func:`~ensdistill.a.b`::\n\n    code\n\n"
+        "Parameters\n----------\nx : one of :mod:`ensdistill.a.targets`\n    Of :class:`~ensdistill.C`.\n\n"
+        "Returns\n-------\nfor ``none`` [N]\n    Rows.\n\nExamples\n--------\nof ``x``"
+    )
+    lines = found.splitlines()
+    assert lines[0] == ('As in <autoref optional identifier="ensdistill.a.b"><code>b</code></autoref>:')
+    assert lines[6] == "x : one of targets"
+    assert lines[7].endswith("<code>C</code></autoref>.")
+    assert lines[11] == "for none [N]"
+    assert lines[-1] == "of ``x``"
 
 
 def test_the_site_is_built_without_a_warning(tmp_path):

@@ -130,15 +130,13 @@ def distillation_loss(
     impl: Impl = "fused",
     **keywords: Any,
 ) -> Tensor | tuple[Tensor, RowStatistics]:
-    r"""Distil teachers into a student: a divergence of its logits from their mixture, mixed with cross
+    """Distil teachers into a student: a divergence of its logits from their mixture, mixed with cross
     entropy.
 
-    For each row, with q = softmax(s/T), the teachers' mixture p at T, the row's label y, and its sample
-    weight u,
+    For each row, with q = softmax(s/T), the teachers' mixture p at T, the row's label y, its sample weight
+    u, and z of the z-loss,
 
-    .. math::
-        u \, [\alpha T^2 \, D(p, q) + (1 - \alpha) \, CE(y, softmax(s))
-        + z \, (\log \textstyle\sum_j e^{s_j})^2]
+        u [α T² D(p, q) + (1 − α) CE(y, softmax(s)) + z (log Σⱼ exp sⱼ)²]
 
     A row whose label is unknown has no cross entropy and keeps the rest: see ``ignore_index`` and
     ``reduction`` in

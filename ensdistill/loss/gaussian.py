@@ -21,11 +21,10 @@ def gaussian_moments(
     *,
     weights: Tensor | Sequence[float] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    r"""Mean and variance of a mixture of Gaussian predictions, for each of D outputs.
+    """Mean and variance of a mixture of Gaussian predictions, for each of D outputs.
 
-    The law of total variance: :math:`\bar\mu = \sum_k w_k \mu_k` and
-    :math:`\bar\sigma^2 = \sum_k w_k (\sigma_k^2 + (\mu_k - \bar\mu)^2)`, whose second part is the members'
-    disagreement.
+    The law of total variance: μ̄ = Σₖ wₖ μₖ and σ̄² = Σₖ wₖ (σₖ² + (μₖ − μ̄)²), whose second part is the
+    members' disagreement.
 
     Parameters
     ----------
@@ -86,13 +85,11 @@ def gaussian_distillation_loss(
     beta: float = 0.0,
     reduction: str = "mean",
 ) -> Tensor:
-    r"""Distil Gaussian regressors: :math:`KL(N(\bar\mu, \bar\sigma^2) \| N(\mu, \sigma^2))` from the
-    mixture's moments.
+    """Distil Gaussian regressors: KL(N(μ̄, σ̄²) ‖ N(μ, σ²)) from the mixture's moments.
 
     For each row the sum over D outputs of
 
-    .. math::
-        \tfrac12 [\log \sigma^2 - \log \bar\sigma^2 + (\bar\sigma^2 + (\bar\mu - \mu)^2) / \sigma^2 - 1]
+        ½ [log σ² − log σ̄² + (σ̄² + (μ̄ − μ)²) / σ² − 1]
 
     which is least, 0, where the student has the mixture's mean and its total variance: the members' own
     variance, and their disagreement. A mixture of Gaussians is no Gaussian; among all Gaussians the one with
@@ -114,8 +111,8 @@ def gaussian_distillation_loss(
         The mixture's variance is at least this, above 0: members that agree on every digit would otherwise
         give an infinite precision.
     beta : float
-        0 to 1. The gradient of ``mean`` is multiplied by :math:`\sigma^{2 \beta}`; the loss's value, and the
-        gradient of ``log_variance``, stay as they are. At 0 rows of a large variance hardly count for the
+        0 to 1. The gradient of ``mean`` is multiplied by σ^(2 beta); the loss's value, and the gradient
+        of ``log_variance``, stay as they are. At 0 rows of a large variance hardly count for the
         mean, which learns slowly there; at 1 it learns as by the squared error.
     reduction : {"mean", "sum", "none"}
         Over the rows. The mean divides by all of them, weighted or not.

@@ -39,14 +39,12 @@ def multilabel_distillation_loss(
     impl: Impl = "fused",
     **keywords: Unpack[LossKeywords],
 ) -> Tensor:
-    r"""Distil teachers into a student of which each row may have any number of the C classes.
+    """Distil teachers into a student of which each row may have any number of the C classes.
 
     For each row and class, with q = sigmoid(s/T), the teachers' mixture p at T, the label y, the row's
     weight u and the class's weight w, a row's loss is
 
-    .. math::
-        u \sum_c w_c [\alpha T^2 (p_c \log \frac{p_c}{q_c} + (1 - p_c) \log \frac{1 - p_c}{1 - q_c})
-        + (1 - \alpha) \, BCE(y_c, s_c)]
+        u Σ_c w_c [α T² (p_c log(p_c / q_c) + (1 − p_c) log((1 − p_c) / (1 − q_c))) + (1 − α) BCE(y_c, s_c)]
 
     The teachers' entropy is part of it, so the loss is 0 where the student equals the mixture (alpha = 1),
     and never negative. Loss and gradient are made in one pass, without any intermediate of size [K, N, C] or
@@ -107,8 +105,8 @@ def multilabel_distillation_loss(
 
     Notes
     -----
-    The gradient is :math:`u w [\alpha T (q - p) + (1 - \alpha)((1 - y) \sigma(s) - pos\_weight \, y \,
-    \sigma(-s))]` and the reduction's factor, formed in float32 (float64 for float64 and above T = 32) and
+    The gradient is u w [α T (q − p) + (1 − α) ((1 − y) σ(s) − ``pos_weight`` y σ(−s))] and the reduction's
+    factor, formed in float32 (float64 for float64 and above T = 32) and
     rounded once.
 
     TopK of sigmoids: ``log_probs`` are logarithms of the k largest probabilities, and ``tail_log_mass`` the

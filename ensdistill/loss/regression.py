@@ -104,8 +104,7 @@ def error_of(outputs: Tensor, numbers: Tensor, settings: RegressionSettings = SQ
 
 
 def gaussian_nll(mean: Tensor, log_variance: Tensor, numbers: Tensor, beta: float = 0.0) -> Tensor:
-    r"""The NLL of each row in nats: [...], the sum over its D numbers of :math:`\tfrac12 [\log 2 \pi
-    \sigma^2 + (y - \mu)^2 / \sigma^2]`.
+    """The NLL of each row in nats: [...], the sum over its D numbers of ½ [log 2πσ² + (y − μ)² / σ²].
 
     Parameters
     ----------
