@@ -6,12 +6,12 @@ from typing import Any
 from griffe import Extension, Object
 
 ROLE = re.compile(r":(?:class|func|meth|mod|data|attr|obj):`(~?)([\w.]+)`")
-# Lines without an indent are names and types in these sections. The site shows types as code, where no markup counts.
+# Lines without an indent are names and types in these sections. The site shows types as code, without markup.
 TYPED = {"Parameters", "Other Parameters", "Returns", "Yields", "Attributes", "Raises", "Warns"}
 
 
 def site_text(docstring: str) -> str:
-    """A docstring as the site needs it: links in its sentences, plain names in its types, one colon before code."""
+    """A docstring as the site needs it: links in sentences, plain names in types, one colon before code."""
     lines, typed = docstring.splitlines(), False
     for number, line in enumerate(lines):
         if number + 1 < len(lines) and re.fullmatch("-{3,}", lines[number + 1]):
