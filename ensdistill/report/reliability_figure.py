@@ -20,7 +20,7 @@ def reliability(results: RunResults, report: dict[str, Any]) -> Figure:
     """Accuracy against confidence, or the share of rows with a label against its probability, the rows of all
     seeds together, for ensemble, direct and student; one panel for each student."""
     students = results.students
-    figure, axes = panels(4.4 * len(students), 4.4, 1, len(students))
+    figure, axes = panels(4.4 * len(students), 5.1, 1, len(students))
     labels = np.concatenate(results.labels)
     weights = np.concatenate(results.weights) if len(results.weights) else None
     of_labels = results.task == "multilabel"
@@ -54,7 +54,8 @@ def reliability(results: RunResults, report: dict[str, Any]) -> Figure:
                 axis.scatter(x, y, area[shown], COLOURS[kind], marker=MARKERS[kind], label=name, alpha=alpha)
         axis.set(title=student.name, ylabel="share of rows that have it" if of_labels else "accuracy")
         axis.set(xlim=(0, 1.04), ylim=(0, 1.04), xlabel=across, aspect="equal")
-        legend = axis.legend(loc="upper left" if of_labels else "lower right", handletextpad=0.2)
+        # Below the panel: over- and underconfident models have their marks in all corners.
+        legend = axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), handletextpad=0.2)
         for handle in legend.legend_handles:
             handle.set_sizes([36])
     return figure

@@ -232,11 +232,11 @@ def _not_worth(members: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
     cost = ""
     if all(times):
         own = sum(member["latency_ms"]["batch_256"]["p50"] for member in idle)
-        cost = f", which take {_percent(own / sum(times), 0)} of the members' time for 256 rows"
-    return (
-        f" Without any one of {', '.join(member['name'] for member in idle)} the ensemble is not measurably "
-        f"worse{cost}."
-    )
+        takes = "it takes" if len(idle) == 1 else "together they take"
+        cost = f"; {takes} {_percent(own / sum(times), 0)} of the members' time for 256 rows"
+    any_one = "any one of " if len(idle) > 1 else ""
+    names_of = ", ".join(member["name"] for member in idle)
+    return f" Without {any_one}{names_of} the ensemble is not measurably worse{cost}."
 
 
 def making(report: dict[str, Any]) -> Iterator[Section]:
