@@ -129,7 +129,9 @@ def _copies(report: dict[str, Any]) -> list[str]:
     if counts["labelled_in_pool"]:
         lines.append(f"{counts['labelled_in_pool']} labelled rows{over} equal rows of the pool.")
     if counts["other_label"]:
-        lines.append(f"{counts['other_label']} labelled and test rows{over} equal a row that has another label.")
+        lines.append(
+            f"{counts['other_label']} labelled and test rows{over} equal a row that has another label."
+        )
     if counts["left_out"]:
         lines.append(
             f"{counts['left_out']} rows{over} were left out, because they equal test rows or, ordered by "
