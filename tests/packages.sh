@@ -14,7 +14,7 @@ empty builder "$1" 'setuptools>=77' 'setuptools-scm>=8' wheel ninja numpy build 
 PATH=$out/builder/bin:$PATH
 python -m build --no-isolation --outdir "$out/dist" "$root" >"$out/log" 2>&1 || { tail -50 "$out/log"; exit 1; }
 if [ "$(uname)" = Linux ]; then
-  auditwheel -q repair --exclude 'libtorch*' --exclude 'libc10*' --exclude 'libcud*' -w "$out/wheels" "$out"/dist/*.whl
+  auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --exclude 'libcud*' -w "$out/wheels" "$out"/dist/*.whl
 else
   mv "$out/dist" "$out/wheels"
 fi
