@@ -102,9 +102,10 @@ def parsers() -> dict[str, Parser]:
     sub = command(
         "contributions",
         _contributions,
-        "Shows how much each member adds to the mixture, from the stored logits alone: by how much it is "
+        "Shows how much each member adds to the mixture, from the stored targets alone: by how much it is "
         "worse without the member, and the member's share over all orders (Shapley value). Without labels "
-        "by the KL from the mixture of all; with the labels of the cache's rows also by accuracy and NLL.",
+        "by the KL from the mixture of all; with the labels of the cache's rows also by accuracy and NLL. Of "
+        "a regression by the RMSE from the mean of all, with labels by RMSE and, with variances, NLL.",
         f"{EXAMPLE} --labels labels.npy",
     )
     _folder(sub)
@@ -113,7 +114,7 @@ def parsers() -> dict[str, Parser]:
         type=Path,
         metavar="FILE.npy",
         help="integers [samples] in the order of the cache's uids, -100 where unknown (of several labels "
-        "[samples, labels], -1)",
+        "[samples, labels], -1; of a regression numbers, NaN)",
     )
     sub.add_argument(
         "--orders",
@@ -306,7 +307,7 @@ def _contributions(options: argparse.Namespace, console: Console) -> int:
 
     labels = None
     if options.labels is not None:
-        labels = np.asarray(_array("--labels", options.labels, "integers [samples]"))
+        labels = np.asarray(_array("--labels", options.labels, "the labels [samples]"))
     found = member_contributions(_open(options), labels, orders=options.orders)
     if manner().json:
         print_json({"folder": str(options.folder), **document(found)})

@@ -9,7 +9,13 @@ from rich.table import Table
 
 from ensdistill.student.contributions import Contributions
 
-HEADINGS = {"divergence": "KL, nats", "accuracy": "accuracy, %", "nll": "NLL"}
+HEADINGS = {
+    "divergence": "KL, nats",
+    "accuracy": "accuracy, %",
+    "nll": "NLL",
+    "distance": "distance, σ",
+    "rmse": "RMSE, σ",
+}
 
 
 def document(found: Contributions) -> dict[str, Any]:

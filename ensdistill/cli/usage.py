@@ -136,7 +136,7 @@ usage: ensdistill cache COMMAND ...
   verify FOLDER                       read all of it and check every byte;
                                       --against-teachers 0.1% runs them again
   contributions FOLDER                how much each member adds, from the stored
-                                      logits alone; --labels FILE.npy
+                                      targets alone; --labels FILE.npy
   add-member FOLDER OUT ...           a copy with one member more, whose logits
                                       are in a file
   drop-member FOLDER OUT --name NAME  a copy with one member less

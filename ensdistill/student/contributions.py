@@ -13,6 +13,7 @@ from ensdistill.common.tasks import task_of
 from ensdistill.data import UNLABELLED
 from ensdistill.data.tasks import UNKNOWN
 from ensdistill.teachers.fitting.calibration import log_mixture
+from ensdistill.teachers.fitting.gaussian import LEAST, mixture_moments
 from ensdistill.teachers.fitting.multilabel import mixture_of_labels
 
 ROWS = 20_000  # of the cache at most: seconds for ten members
@@ -30,7 +31,9 @@ class Contributions:
     weights : ndarray [K]
     metrics : tuple of str
         ``divergence``: how much closer, in nats of KL, the mixture comes to that of all members. With labels
-        also ``accuracy`` and ``nll``. Positive is better for all.
+        also ``accuracy`` and ``nll``. Of a regression ``distance``, the RMSE from the mean of all members,
+        with labels ``rmse``, both in units of the numbers' deviations, and with variances ``nll`` in nats.
+        Positive is better for all.
     leave_one_out : ndarray [K, M]
         By how much the mixture is better with the member than without it, the others' weights in the same
         proportions; NaN where no other has weight.
@@ -59,18 +62,20 @@ def member_contributions(
     orders: int = ORDERS,
     seed: int = 0,
 ) -> Contributions:
-    """Each member's leave-one-out and Shapley value in the mixture, from the stored logits; no model is run.
+    """Each member's leave-one-out and Shapley value in the mixture, from the stored targets; no model is run.
 
-    A mixture of no member is the uniform distribution; with labels, the shares of the classes. Up to ten
-    members with weight all subsets are tried; beyond that orders are sampled.
+    A mixture of no member is the uniform distribution; with labels, the shares of the classes. Of numbers it
+    is their mean and variance over the rows. Up to ten members with weight all subsets are tried; beyond that
+    orders are sampled.
 
     Parameters
     ----------
     cache : TargetCache
-        Of the task classification or multilabel, with the logits of every member.
-    labels : ndarray [N] int64, or [N, C] int8, optional
-        Of the cache's rows in the order of ``cache.uids``; -100 (of several labels -1) where unknown. They
-        should be of rows that the members did not learn from: on their own rows members look alike.
+        With the targets of every member.
+    labels : ndarray [N] int64, [N, C] int8, or [N] or [N, D] of numbers, optional
+        Of the cache's rows in the order of ``cache.uids``; -100 (of several labels -1, of numbers NaN) where
+        unknown. They should be of rows that the members did not learn from: on their own rows members look
+        alike.
     rows : int
         At most so many rows, at equal distances, of the first version.
     orders, seed : int
@@ -79,7 +84,7 @@ def member_contributions(
     Raises
     ------
     ValueError
-        The cache holds the mixture alone or numbers of a regression, or the labels do not fit.
+        The cache holds the mixture alone, or the labels do not fit.
 
     Examples
     --------
@@ -93,14 +98,9 @@ def member_contributions(
     ((3, 1), ('divergence',))
     """
     task = task_of(cache)
-    if task == "regression":
-        raise ValueError(
-            "cache: expected one of classification or multilabel; got regression, whose report has the "
-            "members' contributions: ensdistill run"
-        )
     if cache.temperature is not None:
         raise ValueError(
-            f"cache: expected the logits of every member; {cache.path} holds their mixture at temperature "
+            f"cache: expected the targets of every member; {cache.path} holds their mixture at temperature "
             f"{cache.temperature:g} alone: build it again without mixture_at"
         )
     uids = np.asarray(cache.uids)
@@ -108,9 +108,14 @@ def member_contributions(
         labels = _checked(np.asarray(labels), len(uids), len(cache.classes), task, cache)
     chosen = np.unique(np.linspace(0, len(uids) - 1, min(rows, len(uids))).astype(int))
     labels = None if labels is None else labels[chosen]
-    logits = cache.gather_logits(uids[chosen]).astype(np.float64)
     weights = np.asarray(cache.weights, np.float64)
-    worth = _Worth(logits, weights, cache.combiner, task, labels)
+    worth: _Worth | _WorthOfNumbers
+    if task == "regression":
+        mean, variance = cache.gather_moments(uids[chosen])
+        worth = _WorthOfNumbers(mean, variance, weights, labels)
+    else:
+        logits = cache.gather_logits(uids[chosen]).astype(np.float64)
+        worth = _Worth(logits, weights, cache.combiner, task, labels)
     used = np.flatnonzero(weights > 0)
 
     def of_subset(subset: np.ndarray) -> np.ndarray:
@@ -127,7 +132,7 @@ def member_contributions(
         left[k] = whole - worth(rest) if rest.any() else np.nan
     known = 0 if labels is None else int(worth.known.sum())
     return Contributions(
-        tuple(cache.names), weights, worth.metrics, left, shares, errors, logits.shape[1], known
+        tuple(cache.names), weights, worth.metrics, left, shares, errors, len(worth.whole), known
     )
 
 
@@ -135,6 +140,8 @@ def _checked(labels: np.ndarray, rows: int, classes: int, task: str, cache: Targ
     """Labels that fit the rows of the cache."""
     if cache.manifest["sequences"]:
         raise ValueError("labels: expected none for a cache of sequences; leave them out")
+    if task == "regression":
+        return _checked_numbers(labels, rows, classes)
     shape, unknown = ((rows,), UNLABELLED) if task == "classification" else ((rows, classes), UNKNOWN)
     if labels.shape != shape or labels.dtype.kind not in "iu":
         raise ValueError(
@@ -147,6 +154,25 @@ def _checked(labels: np.ndarray, rows: int, classes: int, task: str, cache: Targ
     if (labels == unknown).all():
         raise ValueError(f"labels: expected some that are known; all are {unknown}: leave them out")
     return labels
+
+
+def _checked_numbers(labels: np.ndarray, rows: int, numbers: int) -> np.ndarray:
+    """Numbers float64 [N, D] that fit the rows of the cache."""
+    flat = labels.shape == (rows,) and numbers == 1
+    if not (flat or labels.shape == (rows, numbers)) or labels.dtype.kind not in "fiu":
+        raise ValueError(
+            f"labels: expected numbers {[rows, numbers]}, in the order of the cache's uids; got "
+            f"{labels.dtype} {list(labels.shape)}"
+        )
+    found = labels.astype(np.float64).reshape(rows, numbers)
+    if np.isinf(found).any():
+        raise ValueError("labels: expected finite numbers, or NaN where unknown; got infinity")
+    if (empty := np.isnan(found).all(0)).any():
+        raise ValueError(
+            "labels: expected some that are known of each number; all of number "
+            f"{int(empty.argmax())} are NaN"
+        )
+    return found
 
 
 class _Worth:
@@ -199,6 +225,50 @@ class _Worth:
             return [float(right.mean()), float(log.mean())]
         own, y = p[self.known], self.labels[self.known]
         return [float((own.argmax(1) == y).mean()), float(_log(own[np.arange(len(y)), y]).mean())]
+
+
+class _WorthOfNumbers:
+    """The same of the mean and the variance of some members of a regression."""
+
+    def __init__(
+        self, mean: np.ndarray, variance: np.ndarray | None, weights: np.ndarray, labels: np.ndarray | None
+    ) -> None:
+        self.mean, self.variance, self.weights, self.labels = mean, variance, weights, labels
+        self.whole = self._moments(weights > 0)[0]
+        middle = self.whole if labels is None else labels
+        self.none = np.nanmean(middle, 0), np.nanvar(middle, 0)
+        spread = np.sqrt(self.none[1])
+        self.unit = np.where(spread > 0, spread, 1.0)
+        self.known = np.zeros(self.whole.shape, bool) if labels is None else ~np.isnan(labels)
+        of_labels = () if labels is None else ("rmse",) if variance is None else ("rmse", "nll")
+        self.metrics = ("distance", *of_labels)
+
+    def __call__(self, chosen: np.ndarray) -> np.ndarray:
+        mean, variance = self._moments(chosen)
+        found = [-_rms((mean - self.whole) / self.unit)]
+        if self.labels is not None:
+            at = self.known
+            errors, unit = np.where(at, mean - self.labels, 0.0), self.unit
+            found.append(-_rms((errors / unit)[at]))
+            if self.variance is not None:
+                v = np.maximum(variance, LEAST * unit**2)
+                rows = np.where(at, np.log(2 * np.pi * v) + np.square(errors) / v, 0.0).sum(1) / 2
+                found.append(-float(rows[at.any(1)].mean()))
+        return np.array(found)
+
+    def _moments(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and variance [N, D] of the mixture of some members."""
+        if not chosen.any():
+            shape = self.mean.shape[1:]
+            return np.broadcast_to(self.none[0], shape), np.broadcast_to(self.none[1], shape)
+        weights = self.weights[chosen]
+        variance = None if self.variance is None else self.variance[chosen]
+        mean, within, between = mixture_moments(self.mean[chosen], variance, weights / weights.sum())
+        return mean, within + between
+
+
+def _rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.square(values).mean()))
 
 
 def _log(p: np.ndarray) -> np.ndarray:

@@ -121,7 +121,7 @@ def test_what_does_not_fit_is_refused(cache, tmp_path):
     mixture = cache_targets(
         Ensemble.from_members(members_of(LOGITS)), ROWS, tmp_path / "m", codec="fp32", mixture_at=1.0
     )
-    with pytest.raises(ValueError, match=r"^cache: expected the logits of every member; .*build it again"):
+    with pytest.raises(ValueError, match=r"^cache: expected the targets of every member; .*build it again"):
         member_contributions(mixture)
     for labels, message in (
         (LABELS[:5], r"expected integers \[60\], .*got int64 \[5\]"),
