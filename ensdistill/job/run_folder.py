@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from safetensors.numpy import load_file
@@ -59,6 +59,7 @@ from ensdistill.teachers.auto import Plan
 from ensdistill.teachers.existing import content_of
 from ensdistill.teachers.stack.fitting import versions
 
+T = TypeVar("T")
 TRAINING = "training"
 PLAN = "teachers.yaml"
 
@@ -413,7 +414,7 @@ def finish(folder: Path, digest_of_inputs: str, seconds: float, only: str = "**/
     )
 
 
-def resumed_or_anew(train: Callable[..., Trained], checkpoint: Path) -> Trained:
+def resumed_or_anew(train: Callable[..., T], checkpoint: Path) -> T:
     """Train on from a checkpoint, or from the start where it is of other settings: the stage's digest has
     found these out of date already."""
     try:

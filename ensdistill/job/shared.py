@@ -25,7 +25,7 @@ from ensdistill.data.preprocess import fitted
 from ensdistill.data.samples import form, joined
 from ensdistill.job.config import Config
 from ensdistill.job.evaluate import evaluate, student_models
-from ensdistill.job.run_folder import RunFolder, finish, is_done
+from ensdistill.job.run_folder import TRAINING, RunFolder, finish, is_done, resumed_or_anew
 from ensdistill.job.student_config import StudentConfig
 from ensdistill.job.unit import Unit
 from ensdistill.report.results import RunResults, StudentResults
@@ -33,6 +33,7 @@ from ensdistill.student.inputs import Preparation, call, takes_ids
 from ensdistill.student.shared import Headed, HeadSet, distill_sets
 
 ALONE, SHARED = "alone", "shared"
+EVERY = 1024  # steps between two checkpoints
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,8 @@ def _trunk(shared: SharedConfig, jobs: Mapping[str, Config], seed: int) -> tuple
 def train_shared(
     shared: SharedConfig, jobs: Mapping[str, Config], seed: int, progress: Progress | None = None
 ) -> dict[str, Path]:
-    """Train one seed's shared student from the finished caches of the jobs, unless it is there already.
+    """Train one seed's shared student from the finished caches of the jobs, unless it is there already. One
+    that was killed goes on from its last checkpoint.
 
     Returns
     -------
@@ -196,11 +198,21 @@ def train_shared(
     steps = shared.optimization.steps
     assert isinstance(steps, int)
     together = replace(shared.optimization, steps=steps * len(sets))
-    trained = distill_sets(
-        trunk, sets, together, seed=derive_seed(SHARED, seed), preprocess=preprocess, progress=progress
+    train = partial(
+        distill_sets,
+        trunk,
+        sets,
+        together,
+        seed=derive_seed(SHARED, seed),
+        preprocess=preprocess,
+        progress=progress,
+        checkpoint_every=EVERY,
     )
+    checkpoint = folder / TRAINING / "checkpoint.safetensors"
+    trained = resumed_or_anew(train, checkpoint)
     for name, place in places.items():
         trained.member(name, jobs[name].split(seed).classes).save(place)
+    checkpoint.unlink(missing_ok=True)
     finish(folder, inputs, time.perf_counter() - start)
     return places
 

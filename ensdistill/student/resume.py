@@ -14,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from ensdistill.cache import TargetCache
 from ensdistill.common.checkpoint import differences, load_checkpoint, save_checkpoint
 from ensdistill.common.describe import class_path, describe
 from ensdistill.common.divided import gathered
@@ -243,7 +244,7 @@ def describe_training(
         "first weights": state_of(model),
         "rows": training.rows.__fingerprint__(),
         "targets": None if targets is None else _named_targets(targets),
-        "loss": _named_loss(training.loss),
+        "loss": named_loss(training.loss),
         "optimization": {f.name: getattr(trainer.optimization, f.name) for f in fields(trainer.optimization)},
         "automatic": None if automatic is None else automatic.record(),
         "mixed_precision": trainer.mixed_precision,
@@ -277,11 +278,18 @@ def _shares(trainer: StudentTrainer, training: Training) -> list[int] | None:
 def _named_targets(targets: RowTargets) -> Any:
     if not isinstance(targets, CachedTargets):
         return targets.fingerprint()
+    return named_cache(targets.cache)
+
+
+def named_cache(cache: TargetCache) -> dict[str, Any]:
+    """The fields of a cache's manifest that decide on its targets."""
+    manifest: Any = cache.manifest
     fields = ("fingerprint", "codec", "seed", "temperature", "views", "weights", "combiner")
-    return {field: targets.cache.manifest[field] for field in fields}
+    return {field: manifest[field] for field in fields}
 
 
-def _named_loss(loss: StudentLoss) -> Any:
+def named_loss(loss: StudentLoss) -> Any:
+    """A loss by its settings, or by its name and a digest."""
     if isinstance(loss, SoftTargets | MomentTargets):
         return {"settings": loss.settings, "member": loss.member, "weights": loss.weights}
     return {"kind": name_of(loss), "content": digest(loss.fingerprint())}

@@ -238,8 +238,9 @@ def check_rows_only(cache: TargetCache) -> None:
     """Raise ValueError for a cache of sequences."""
     if cache.manifest["sequences"]:
         raise ValueError(
-            f"cache: {cache.path} holds sequences, which this trainer does not take; gather their targets "
-            "in a loop of your own"
+            f"cache: {cache.path} holds sequences, targets at several positions of each row, which this "
+            "trainer does not take: pass pixels or anchors to ensdistill.student.shared.distill_sets, in a "
+            "HeadSet with class_dim, or gather the targets in a loop of your own"
         )
 
 

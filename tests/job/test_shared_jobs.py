@@ -52,7 +52,7 @@ def written(folder, **more):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
-def test_one_command_trains_all_and_reports_each_head(tmp_path):
+def test_one_command_trains_all_and_reports_each_head(tmp_path, monkeypatch):
     file = written(tmp_path)
     out = succeed("share", file)
     place = tmp_path / "runs" / "both" / "shared"
@@ -82,6 +82,28 @@ def test_one_command_trains_all_and_reports_each_head(tmp_path):
     other, _ = load(written(tmp_path, optimization={**OPTIMIZATION, "steps": 24}))
     train_shared(other, jobs, 0)
     assert (place / "seed-0" / "stage.json").stat().st_mtime_ns > before
+    # A killed training goes on from its checkpoint, and ends as one that was not.
+    whole = load_member(place / "seed-0" / "few").module.state_dict()
+    train_shared(shared, jobs, 0)
+    monkeypatch.setattr("ensdistill.job.shared.EVERY", 8)
+    with pytest.raises(KeyboardInterrupt):
+        train_shared(other, jobs, 0, progress=stop_after(20))
+    checkpoint = place / "seed-0" / "training" / "checkpoint.safetensors"
+    assert checkpoint.is_file()
+    steps = []
+    train_shared(other, jobs, 0, progress=lambda done, total: steps.append(done))
+    assert steps == list(range(17, 49))
+    assert not checkpoint.exists()
+    for name, value in load_member(place / "seed-0" / "few").module.state_dict().items():
+        assert torch.equal(value, whole[name])
+
+
+def stop_after(step):
+    def progress(done, total):
+        if done == step:
+            raise KeyboardInterrupt
+
+    return progress
 
 
 REFUSED = [

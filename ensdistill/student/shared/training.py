@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,10 @@ from ensdistill.common.optimizers import StudentOptimization, build_optimizer
 from ensdistill.common.progress import Progress
 from ensdistill.common.random import derive_seed
 from ensdistill.data.preprocess.base import Preprocess
+from ensdistill.student.checkpoint_files import checkpoint_files
 from ensdistill.student.inputs import Preparation, takes_ids
 from ensdistill.student.preconditions import check_optimization
+from ensdistill.student.shared.checkpoint import SetsCheckpoint, describe_sets
 from ensdistill.student.shared.modules import Headed
 from ensdistill.student.shared.report import SetReport, judged
 from ensdistill.student.shared.sets import HeadSet, SetTargets
@@ -41,6 +44,8 @@ class SharedStudents:
     reports : dict of str to SetReport
     preprocess : Preprocess or None
     tasks : dict of str to str
+    positions : frozenset of str
+        The sets with targets at positions.
     """
 
     modules: dict[str, Headed]
@@ -50,10 +55,23 @@ class SharedStudents:
     reports: dict[str, SetReport]
     preprocess: Preprocess | None
     tasks: dict[str, Any]
+    positions: frozenset[str] = frozenset()
 
     def member(self, name: str, classes: tuple[str, ...] | None = None) -> Member:
         """The student of one data set, as a member that predicts raw samples and is saved by
-        ``save(folder)``. It returns one row of logits for each sample, so it is none of positions."""
+        ``save(folder)``.
+
+        Raises
+        ------
+        ValueError
+            The set has targets at positions, and a member returns one row of logits for each sample.
+        """
+        if name in self.positions:
+            raise ValueError(
+                f"name: {name}: expected a set with one target for each row, because a member predicts one; "
+                "this one has targets at positions: take modules[name], whose state_dict() can be saved, and "
+                "PositionEnsemble([module], classes), which predicts"
+            )
         made = TorchMember(
             self.modules[name],
             name=name,
@@ -77,6 +95,8 @@ def distill_sets(
     preprocess: Preprocess | None = None,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
+    checkpoint: Path | str | None = None,
+    checkpoint_every: int = 1024,
 ) -> SharedStudents:
     """Train one trunk with a head for each data set, each from its own ensemble's cache.
 
@@ -97,9 +117,14 @@ def distill_sets(
         From raw samples of every set to the trunk's input.
     device : str
     progress : callable (done, total), optional
+    checkpoint : path, optional
+        A file for the state of the training, every ``checkpoint_every`` steps: the same call goes on from it,
+        with the same bits.
 
     Raises
     ------
+    CheckpointMismatch
+        (a ValueError) The checkpoint is of other settings, data or code; names the fields that differ.
     ValueError
         No set; settings that are ``auto``; rows, labels, outputs or targets that do not fit; begins with
         ``sets.<name>``.
@@ -133,7 +158,7 @@ def distill_sets(
         )
     if not sets:
         raise ValueError("sets: expected at least one; got none")
-    where = torch.device(device)
+    where, files = torch.device(device), checkpoint_files(checkpoint, None, 1, checkpoint_every)
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
         torch.manual_seed(derive_seed("shared student", seed))
         shared = make_module(trunk)
@@ -150,7 +175,10 @@ def distill_sets(
         optimizer, scheduler = build_optimizer(settings, models)
         order = turns([own.weight for own in sets.values()], settings.steps)
         losses: list[list[float]] = [[] for _ in targets]
-        for step, place in enumerate(order.tolist()):
+        about = {} if files is None else describe_sets(students, targets, settings, preprocess, seed, where)
+        state = SetsCheckpoint(files, checkpoint_every, about, models, optimizer, scheduler)
+        for step in range(state.resume(losses), settings.steps):
+            place = int(order[step])
             own, model = targets[place], students[place]
             batch = own.batch(len(losses[place]), where)
             outputs = model(**batch.inputs) if isinstance(batch.inputs, dict) else model(batch.inputs)
@@ -166,6 +194,7 @@ def distill_sets(
             optimizer.step()
             scheduler.step()
             losses[place].append(value)
+            state.save(step + 1, settings.steps, losses)
             if progress is not None:
                 progress(step + 1, settings.steps)
         models.eval()
@@ -179,6 +208,7 @@ def distill_sets(
         reports,
         preprocess,
         {own.name: own.task for own in targets},
+        frozenset(own.name for own in targets if own.positions is not None),
     )
 
 
