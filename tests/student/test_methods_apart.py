@@ -168,6 +168,58 @@ def test_hints_are_half_the_squared_distance_through_the_regressor():
     assert teacher[0].weight.grad is None
 
 
+def test_several_pairs_of_layers_cost_the_mean_of_their_hints():
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+    student = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
+    inputs, pairs = torch.from_numpy(X[:B]), (("0", "1"), ("1", "1"), ("0", "2"))
+    method = Hints(*map(list, zip(*pairs, strict=True)), teacher=teacher)
+    assert method.layers == ("0", "1")
+    regressors = method.companion(Start(student, lambda: student, inputs[:2], 1, 3))
+    features = {name: torch.randn(B, 4) for name in method.layers}
+    calls = []
+    teacher.register_forward_hook(lambda *_: calls.append(1))
+    batch = batch_of(torch.from_numpy(LABELS), own=regressors, features=features)
+    batch.inputs = inputs
+    loss = method(None, None, batch.labels, batch)
+    assert len(calls) == 1  # the teacher runs once for all pairs
+    each = []
+    for own, hint in zip(regressors, pairs, strict=True):
+        alone = batch_of(batch.labels, own=own, features=features)
+        alone.inputs = inputs
+        each.append(Hints(*hint, teacher=teacher)(None, None, batch.labels, alone).item())
+    assert len(set(each)) == 3
+    assert loss.item() == pytest.approx(np.mean(each), rel=1e-5)
+
+
+def test_a_student_learns_several_layers_of_a_member(ensemble):
+    hints = {"student_layer": ["1", "2"], "teacher_layer": ["1", "2"]}
+    short = Optimization(steps=32, batch_size=20, learning_rate=0.02)
+    both, one = (
+        StudentTrainer(short, method={"kd": 1, "hints": given}).distill(
+            STUDENT, ROWS, OnlineTeachers(ensemble)
+        )
+        for given in (hints, {"student_layer": "1", "teacher_layer": "1"})
+    )
+    assert not torch.equal(both.module[1].weight, one.module[1].weight)
+
+
+@pytest.mark.parametrize(
+    ("layers", "match"),
+    [
+        ((["1", "2"], ["1"]), r"^teacher_layer: expected as many layers as student_layer has, 2, .*got 1"),
+        (([], "1"), r"^student_layer: expected the name of a module, or a list of names; got \[\]"),
+        (
+            ("1", ["1", 2]),
+            r"^teacher_layer: expected the name of a module, or a list of names; got \['1', 2\]",
+        ),
+    ],
+)
+def test_pairs_that_are_none_are_refused(layers, match):
+    with pytest.raises(ValueError, match=match):
+        Hints(*layers)
+
+
 def test_hints_of_feature_maps_have_a_regressor_of_one_pixel(tmp_path):
     teacher = nn.Sequential(nn.Conv2d(1, 5, 3), nn.Flatten(), nn.Linear(20, 3))
     student = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 3))
