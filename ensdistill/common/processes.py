@@ -84,6 +84,19 @@ class Processes:
         distributed.all_reduce(values)
         return values.tolist()
 
+    def by_rank(self, tensor: Tensor) -> Tensor:
+        """The processes' tensors, which have the same shape and a floating dtype, stacked by rank:
+        [count, ...]."""
+        if self.count == 1:
+            return tensor.detach().unsqueeze(0)
+        from torch import distributed
+
+        # Each process fills its own place, so that a sum with zeros keeps every bit, NaN too.
+        parts = tensor.new_zeros(self.count, *tensor.shape, device=self.device)
+        parts[self.rank] = tensor.detach()
+        distributed.all_reduce(parts)
+        return parts.to(tensor.device)
+
     def take_first(self, tensors: Sequence[Tensor]) -> None:
         """Overwrite the tensors, which have the same shapes and dtypes in all processes, by those of process
         0."""

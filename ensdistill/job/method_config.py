@@ -13,6 +13,7 @@ from ensdistill.common.tasks import Task
 from ensdistill.loss.settings import DEFAULTS, LossSettings, digest_parts
 from ensdistill.student.methods import Mix, StudentLoss, build, temperatures_of
 from ensdistill.student.methods.heads import Heads
+from ensdistill.student.preconditions import hindrance
 
 if TYPE_CHECKING:
     from ensdistill.job.config import CacheConfig, DistillConfig
@@ -99,10 +100,10 @@ def check_methods(distill: DistillConfig, cache: CacheConfig) -> None:
                 f"{where}: expected none for distill.students.{name}, which is {kind} and learns by kd; set "
                 "the method of the other students under their own names"
             )
-        if student.compile and own.layers:
+        if student.compile and (reason := hindrance(own)):
             raise ValueError(
-                f"distill.students.{name}.compile: expected False with {where}, which reads the student's "
-                f"layers; got {student.compile!r}: leave it out, or choose another method"
+                f"distill.students.{name}.compile: expected False with {where}, which {reason}; got "
+                f"{student.compile!r}: leave it out, or choose another method"
             )
         made_at = cache.mixture_at
         if made_at is None:

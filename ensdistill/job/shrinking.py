@@ -21,6 +21,8 @@ from ensdistill.job.student_config import StudentConfig
 from ensdistill.student.inputs import Preparation, call, takes_ids
 from ensdistill.student.preconditions import build_student
 from ensdistill.student.shrink import Shrink, Shrunk, shrink
+from ensdistill.student.shrink.shrinking import check_codes
+from ensdistill.student.trainer import Precision
 from ensdistill.teachers.members import Preprocessed, TorchMember
 from ensdistill.teachers.members.module import is_plain
 from ensdistill.teachers.recipes import Recipe, SklearnMembers, TorchMembers
@@ -131,17 +133,29 @@ def shrunk_student(
     )
 
 
-def check_shrink(name: str, settings: Shrink, recipes: Sequence[Recipe], split: Split, task: Task) -> None:
+def check_shrink(
+    name: str,
+    settings: Shrink,
+    recipes: Sequence[Recipe],
+    split: Split,
+    task: Task,
+    precision: Precision = "no",
+) -> None:
     """Refuse, before the teachers are trained, a student whose member is none, or can't be shrunk: a new
-    network of each recipe that may be chosen is shrunk and run on two rows.
+    network of each recipe that may be chosen is shrunk and run on two rows. Codes that torch can't compute in
+    the training's precision are refused as well.
 
     Raises
     ------
     ValueError
-        Names the setting, and the member or the layer.
+        Names the setting, and the member, the layer, or the operation that the machine lacks.
     ImportError
         A package that a way needs is not installed.
     """
+    try:
+        check_codes(settings, precision=precision)
+    except ValueError as error:
+        raise ValueError(f"distill.students.{name}.{error}") from error
     names = [member for recipe in recipes for member in recipe.names()]
     if settings.member is not None and settings.member not in names:
         raise ValueError(

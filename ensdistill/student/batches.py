@@ -66,6 +66,8 @@ class Batch:
         The outputs of the student's layers that the method names in ``layers``, with gradients, in float32.
     own : Module or None
         The method's own module, which trains along.
+    group : Processes
+        Those that share the batch of the step: ``group.mean(tensor)`` is a mean over all of its rows.
     """
 
     inputs: Inputs
@@ -77,6 +79,7 @@ class Batch:
     weights: Tensor | None = None
     features: Mapping[str, Tensor] = field(default_factory=dict)
     own: nn.Module | None = None
+    group: Processes = field(default_factory=Processes)
 
 
 class Batches(AbstractContextManager["Batches"]):
@@ -156,6 +159,7 @@ class Batches(AbstractContextManager["Batches"]):
                 step=step + i,
                 label_factor=factors[i],
                 weights=None if weights is None else weights[i],
+                group=group,
             )
         self.cost.add(len(block.positions))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from ensdistill.common.tasks import Task
 from ensdistill.data import Rows
 from ensdistill.data.preprocess.base import Preprocess
 from ensdistill.student.inputs import Inputs, Preparation, takes_ids
-from ensdistill.student.methods import name_of
+from ensdistill.student.methods import StudentLoss, name_of
 from ensdistill.student.units import widths
 from ensdistill.student.weights import Weights, load_weights
 from ensdistill.teachers.base import BaseEnsemble
@@ -22,6 +22,8 @@ from ensdistill.teachers.members.base import is_member
 from ensdistill.teachers.members.dtypes import refusal
 from ensdistill.teachers.members.logits import logits_of
 from ensdistill.teachers.stack.validation import check_ending, check_fresh
+
+TRAINS_ALONG = "has a module that trains along"
 
 
 def build_student(
@@ -122,12 +124,19 @@ def check_compiled(compiled: Any) -> bool | str:
     return compiled
 
 
-def check_method(trainer: Any, loss: Any, own: nn.Module | None, layers: Sequence[str]) -> None:
+def hindrance(loss: StudentLoss) -> str:
+    """Why a student can't be compiled or divided while a method trains it; empty where it can."""
+    if loss.layers:
+        return "reads the student's layers"
+    return TRAINS_ALONG if loss.has_companion else ""
+
+
+def check_method(trainer: Any, loss: StudentLoss, own: nn.Module | None) -> None:
     """Raise ValueError for a trainer's settings that a method's own module, or the layers that it reads, do
     not go with."""
-    if own is None and not layers:
+    if own is None and not loss.layers:
         return
-    reason = "reads the student's layers" if layers else "has a module that trains along"
+    reason = hindrance(loss) or TRAINS_ALONG
     for name in ("compile", "shard"):
         if (value := getattr(trainer, name)) not in (False, None):
             raise ValueError(

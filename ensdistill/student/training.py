@@ -40,6 +40,7 @@ from ensdistill.student.resume import Checkpoint, describe_training, training_fi
 from ensdistill.student.selection import Choice, Evaluation, Selection
 from ensdistill.student.sharding import Sharding, check_shardable
 from ensdistill.student.shrink.compact import Compact
+from ensdistill.student.shrink.machine import check_machine
 from ensdistill.student.shrink.rounding import Rounding
 from ensdistill.student.sources import RowTargets
 from ensdistill.student.tracking import Record
@@ -220,7 +221,7 @@ def train(trainer: StudentTrainer, training: Training, automatic: Automatic | No
             model, outputs = training.build()
             variances = outputs != training.classes
             companion, layers = training.companion(model), tuple(training.loss.layers)
-            check_method(trainer, training.loss, companion, layers)
+            check_method(trainer, training.loss, companion)
             check_layers(model, layers)
             if trainer.shard is not None:
                 check_shardable(model, trainer.shard)
@@ -244,6 +245,9 @@ def train(trainer: StudentTrainer, training: Training, automatic: Automatic | No
             compiled=trainer.compile,
             sharded=sharding is not None,
         )
+        if isinstance(rounding := student_of(model), Rounding) and rounding.bits is not None:
+            with group.together():
+                check_machine(rounding.bits, rounding.aware, engine.device, trainer.mixed_precision)
         prepare = Preparation(training.preprocess, takes_ids(model))
         watch = None if training.watch is None else as_samples(training.watch, "watch")
         watched = None if watch is None else replace(prepare, argument="watch").batches(watch)

@@ -98,7 +98,20 @@ REFUSED = [
         {"distill.students.small.method": "hydra", "distill.students.small.compile": True},
         r"distill.students.small.compile: expected False with distill.students.small.method, which reads the",
     ),
+    *(
+        (
+            {"distill.method": method, "distill.students.wide.compile": True},
+            "distill.students.wide.compile: expected False with distill.method, which has a module that trains "
+            "along; got True: leave it out",
+        )
+        for method in ("mutual", "endd", {"kd": 1, "weighted": {"by": "learned"}})
+    ),
 ]
+
+
+def test_a_method_without_a_module_of_its_own_is_compiled(tmp_path):
+    change = {"distill.method": {"weighted": {"by": "confidence"}}, "distill.students.small.compile": True}
+    assert config_of(tmp_path, change).distill.students["small"].compile is True
 
 
 @pytest.mark.parametrize(("change", "message"), REFUSED)

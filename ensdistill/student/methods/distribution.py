@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ensdistill.common.processes import Processes
 from ensdistill.student.methods.dirichlet import SMOOTHING, density, smoothed
 from ensdistill.student.methods.method import Method
 from ensdistill.student.methods.protocol import Start
@@ -19,6 +20,7 @@ from ensdistill.student.methods.teachers import kl_rows, mean_of, member_log_p, 
 if TYPE_CHECKING:
     from ensdistill.student.batches import Batch
 
+ALONE = Processes()
 WARM_UP, MEMORY = 100, 0.95  # steps before the first verdict; the share of the past in the running mean
 
 
@@ -67,7 +69,7 @@ class DistributionDistillation(Method):
             alpha = outputs.double().exp()
             rows = -(weights.double()[:, None] * density(alpha, log_p)).sum(0)
             mean = torch.logsumexp(log_p + weights.double().log()[:, None, None], 0)
-            guard.watch(outputs, rows, mean, batch.step)
+            guard.watch(outputs, rows, mean, batch.step, batch.group)
         if guard.collapsed:
             rows = proxy_loss(outputs, log_p, weights)
         return mean_of(rows.to(outputs.dtype), batch.weights)
@@ -108,17 +110,26 @@ class Guard(nn.Module):
         return f"endd collapsed at step {int(self.at)}; trained on by proxy_dirichlet"
 
     @torch.no_grad()
-    def watch(self, outputs: Tensor, rows: Tensor, log_mean: Tensor, step: int) -> None:
-        """Take a batch into the running mean, and decide."""
-        constant = log_mean.exp().mean(0).log().expand_as(log_mean)
+    def watch(
+        self, outputs: Tensor, rows: Tensor, log_mean: Tensor, step: int, group: Processes = ALONE
+    ) -> None:
+        """Take a batch into the running mean, and decide. Each process has a share of the batch, and all
+        decide by the whole, so that none goes on with another loss."""
+        constant = group.mean(log_mean.exp().mean(0)).log().expand_as(log_mean)
         own = kl_rows(log_mean, F.log_softmax(outputs.double(), -1)).mean()
-        ratio = own / kl_rows(log_mean, constant).mean().clamp(min=1e-6)
-        self.distance.lerp_(ratio.to(self.distance.dtype), 1 - MEMORY if step else 1.0)
+        other = kl_rows(log_mean, constant).mean()
+        broken = (~rows.isfinite()).any().to(own)
+        shares = group.by_rank(torch.stack([own, other, broken, outputs.max().to(own)]))
+        own, other, broken, _ = shares.mean(0)
+        largest = float(shares[:, 3].max())
+        self.distance.lerp_(
+            (own / other.clamp(min=1e-6)).to(self.distance.dtype), 1 - MEMORY if step else 1.0
+        )
         reason = ""
-        if not rows.isfinite().all():
+        if broken > 0:
             reason = "its loss is not finite"
-        elif outputs.max() > LARGEST:
-            reason = f"a logit is {outputs.max().item():.0f}, so the precision grows without bound"
+        elif largest > LARGEST:
+            reason = f"a logit is {largest:.0f}, so the precision grows without bound"
         elif step >= WARM_UP and self.distance > 1:
             reason = (
                 f"the student's mean is {self.distance.item():.2g} times as far from the members' as a "
@@ -127,7 +138,9 @@ class Guard(nn.Module):
         if reason:
             self.collapsed.fill_(True)
             self.at.fill_(step)
-            warnings.warn(
-                f"method: endd collapsed at step {step}: {reason}. The training goes on with proxy_dirichlet",
-                stacklevel=2,
-            )
+            if group.rank == 0:
+                warnings.warn(
+                    f"method: endd collapsed at step {step}: {reason}. The training goes on with "
+                    "proxy_dirichlet",
+                    stacklevel=2,
+                )

@@ -80,6 +80,10 @@ class Mix(StudentLoss):
             factory = part.network(factory)
         return factory
 
+    @property
+    def has_companion(self) -> bool:
+        return any(part.has_companion for part in self.parts)
+
     def companion(self, start: Start) -> nn.Module | None:
         own = {f"{i}": part.companion(start) for i, part in enumerate(self.parts)}
         if all(module is None for module in own.values()):

@@ -70,7 +70,7 @@ class Mutual(Method):
             raise ValueError(f"peer: expected what makes a module; got {type(self.peer).__name__}")
         check_number("weight_of_peers", self.weight_of_peers)
         check_temperature("temperature", self.temperature)
-        if self.of.layers or type(self.of).companion is not StudentLoss.companion:
+        if self.of.layers or self.of.has_companion:
             raise ValueError(
                 f"of: expected a method of outputs alone; got {name_of(self.of)}: choose kd or labels"
             )

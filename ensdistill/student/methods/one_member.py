@@ -72,6 +72,10 @@ class OneMember(StudentLoss):
     def network(self, factory: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
         return self.method.network(factory)
 
+    @property
+    def has_companion(self) -> bool:
+        return self.method.has_companion
+
     def companion(self, start: Start) -> nn.Module | None:
         return self.method.companion(replace(start, members=1))
 

@@ -118,6 +118,14 @@ class StudentLoss(Protocol):
         """
         return None
 
+    @property
+    def has_companion(self) -> bool:
+        """Whether :meth:`companion` makes a module; by default wherever a class has this method of its own.
+
+        Settings are checked by it before there is a student, of which :meth:`companion` needs the layers.
+        """
+        return type(self).companion is not StudentLoss.companion
+
     def fingerprint(self) -> Any:
         """Data for :func:`ensdistill.common.fingerprint.digest`: a checkpoint of a loss with other data is
         not resumed.

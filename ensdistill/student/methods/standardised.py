@@ -61,6 +61,10 @@ class Standardised(Method):
     def layers(self) -> Sequence[str]:  # type: ignore[override]
         return self.of.layers
 
+    @property
+    def has_companion(self) -> bool:
+        return self.of.has_companion
+
     def companion(self, start: Start) -> nn.Module | None:
         return self.of.companion(start)
 

@@ -92,6 +92,10 @@ class WeightedTeachers(Method):
                 f"{len(rows)} rows has one: pass labels, or choose 'uniform'"
             )
 
+    @property
+    def has_companion(self) -> bool:
+        return self.by == "learned"
+
     def companion(self, start: Start) -> nn.Module | None:
         return Gate(start.members, start.classes) if self.by == "learned" else None
 

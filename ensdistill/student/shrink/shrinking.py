@@ -18,6 +18,7 @@ from ensdistill.data.samples import as_samples
 from ensdistill.student.inputs import Preparation, takes_ids
 from ensdistill.student.shrink.layers import weights
 from ensdistill.student.shrink.low_rank import factorised
+from ensdistill.student.shrink.machine import check_machine
 from ensdistill.student.shrink.rounding import Range, Rounding
 from ensdistill.student.shrink.settings import BITS, RANKS, Shrink
 from ensdistill.student.shrink.structured import without_channels
@@ -77,7 +78,7 @@ def shrink(member: Member, settings: Shrink | Mapping[str, Any], samples: Any) -
     ------
     ValueError
         The member is no network, or none that can be built again; the way does not fit its layers (names the
-        layer or the reason).
+        layer or the reason); or the machine can't round numbers so.
     ImportError
         ``structured`` needs torch-pruning.
 
@@ -100,6 +101,7 @@ def shrink(member: Member, settings: Shrink | Mapping[str, Any], samples: Any) -
     some = Preparation(preprocess, takes_ids(network))(as_samples(samples, "samples")[:ROWS])
     pair = _rows(some, 2)
     ways = settings.ways
+    check_codes(settings)
     if settings.structured is not None:
         network, factory = without_channels(network, factory, settings.structured, pair)
     if any(name in ways for name in RANKS):
@@ -108,6 +110,13 @@ def shrink(member: Member, settings: Shrink | Mapping[str, Any], samples: Any) -
         network, factory = _rounded(network, factory, settings, some)
     state = {name: value.detach().clone() for name, value in network.state_dict().items()}
     return Shrunk(factory, state, preprocess, member.name, settings)
+
+
+def check_codes(settings: Shrink, device: torch.device | str = "cpu", precision: str = "no") -> None:
+    """Raise ValueError for codes of settings that this machine can't compute; see
+    :func:`ensdistill.student.shrink.machine.check_machine`."""
+    if (code := settings.quantise or settings.post_training) is not None:
+        check_machine(BITS[code], settings.quantise is not None, device, precision)
 
 
 def _network(member: Member) -> tuple[nn.Module, Callable[[], nn.Module]]:
