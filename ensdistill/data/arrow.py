@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ensdistill.common.errors import WrongArgument
 from ensdistill.data.arrow_types import as_frame, columns_of, extents_of, form_of, types_of
 from ensdistill.data.parquet import Chosen
 from ensdistill.data.samples import fingerprint_of
@@ -47,7 +48,7 @@ class ArrowSamples:
             try:
                 table = pa.ipc.open_file(pa.memory_map(str(self.path))).read_all()
             except FileNotFoundError as error:
-                raise ValueError(f"path: there is no file {str(self.path)!r}") from error
+                raise WrongArgument(f"path: there is no file {str(self.path)!r}") from error
             except (pa.ArrowInvalid, OSError) as error:
                 raise ValueError(f"path: {self.path} is not Arrow that can be read ({error})") from error
             self._table = table.select(columns_of(table.schema))

@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from ensdistill.common.errors import WrongArgument
 from ensdistill.common.tasks import Task, check_task
 from ensdistill.data.files import read_array
 from ensdistill.data.labels import as_labels
@@ -150,7 +151,7 @@ def _open(argument: str, path: Path, name: str | None) -> np.ndarray:
         with path.open("rb") as file:
             start = file.read(len(np.lib.format.MAGIC_PREFIX))
     except FileNotFoundError as error:
-        raise ValueError(f"{argument}: there is no file {path}") from error
+        raise WrongArgument(f"{argument}: there is no file {path}") from error
     if start != np.lib.format.MAGIC_PREFIX:
         raise ValueError(
             f"{argument}: expected a .npy file of numbers, as numpy.save writes it; got {path}, which "

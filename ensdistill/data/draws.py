@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ensdistill.common.errors import WrongArgument
 from ensdistill.data import label_sets
 from ensdistill.data.copies import draw_stratified, folds_of
 from ensdistill.data.rows import UNLABELLED
@@ -51,7 +52,7 @@ class Draw:
             return self._fold(seed), None
         size = self.size("test")
         if size >= len(index):
-            raise ValueError(
+            raise WrongArgument(
                 f"test={settings.test}: expected fewer than the {len(index)} rows that have a label"
             )
         if settings.time is None:
@@ -86,7 +87,7 @@ class Draw:
                 for name in ("labelled", "pool", "test")
                 if getattr(settings, name) is not None
             )
-            raise ValueError(
+            raise WrongArgument(
                 f"{sizes}: expected no more than the {len(left)} rows that have a label and are no test rows"
             )
         if settings.time is not None and self.whole.times is not None:
@@ -105,7 +106,7 @@ class Draw:
             raise ValueError(f"{name}={size}: the rows cannot be split by class ({error})") from error
         if len(drawn) < (LEAST_IN_GROUPS if grouped else LEAST_DRAWN) * size:
             together = f"rows of one {self.settings.group}, and equal rows," if grouped else "equal rows"
-            raise ValueError(
+            raise WrongArgument(
                 f"{name}={size}: only {len(drawn)} rows can be drawn, because {together} stay together, and "
                 f"up to {np.bincount(units[rows]).max()} rows do; ask for another size"
             )

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ensdistill.common.errors import WrongArgument
 from ensdistill.common.scalars import plain
 
 ARRAYS = (".npy", ".npz", ".safetensors")
@@ -35,7 +36,7 @@ def read_array(path: Path | str, name: str | None = None) -> np.ndarray:
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"path: there is no file {str(path)!r}")
+        raise WrongArgument(f"path: there is no file {str(path)!r}")
     if path.suffix not in ARRAYS:
         raise ValueError(f"path: expected an array, {', '.join(ARRAYS)}; got {path.name!r}")
     try:
@@ -53,7 +54,7 @@ def read_array(path: Path | str, name: str | None = None) -> np.ndarray:
     except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         # safetensors raises TypeError for dtypes that NumPy has not
         raise ValueError(f"path: {path} can't be read as an array of numbers ({error})") from error
-    raise ValueError(f"name: expected one of the arrays of {path.name}, {', '.join(names)}; got {name!r}")
+    raise WrongArgument(f"name: expected one of the arrays of {path.name}, {', '.join(names)}; got {name!r}")
 
 
 def _opened(path: Path) -> Any:
@@ -142,7 +143,7 @@ def in_class_folders(
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"folder: there is no folder {str(folder)!r}")
+        raise WrongArgument(f"folder: there is no folder {str(folder)!r}")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
     if not paths:
         raise ValueError(f"folder: {folder} holds no {noun} ({', '.join(suffixes)})")

@@ -13,6 +13,7 @@ import numpy as np
 import xxhash
 
 from ensdistill.common.ahead import ahead
+from ensdistill.common.errors import WrongArgument
 from ensdistill.data.arrow_types import (
     Extent,
     as_frame,
@@ -242,7 +243,7 @@ class ParquetSamples:
         try:
             return pq.ParquetFile(path)
         except FileNotFoundError as error:
-            raise ValueError(f"path: there is no file {str(path)!r}") from error
+            raise WrongArgument(f"path: there is no file {str(path)!r}") from error
         except (pa.ArrowInvalid, OSError) as error:
             raise ValueError(f"path: {path} is not Parquet that can be read ({error})") from error
 

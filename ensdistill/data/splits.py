@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ensdistill.common.errors import WrongArgument
 from ensdistill.common.tasks import Task
 from ensdistill.data.batches import unlike
 from ensdistill.data.copies import draw_stratified, equal_inputs
@@ -219,9 +220,9 @@ def stratified_split(
     # Every part that is drawn has to hold each class, so that each can be learned, and judged.
     for name, size in asked.items():
         if size < (least := 0 if name == "pool" else 1):
-            raise ValueError(f"{name}={size}: expected at least {least}")
+            raise WrongArgument(f"{name}={size}: expected at least {least}")
         if 0 < size < len(classes):
-            raise ValueError(
+            raise WrongArgument(
                 f"{name}={size}: expected at least {len(classes)}, a row of each of the {len(classes)} "
                 "classes"
             )
@@ -235,7 +236,7 @@ def stratified_split(
             if test is not None
             else f", and at least {len(classes)} left over for testing, one of each class"
         )
-        raise ValueError(f"{sizes}: expected no more than the {len(index)} rows that have a label{over}")
+        raise WrongArgument(f"{sizes}: expected no more than the {len(index)} rows that have a label{over}")
     test = left if test is None else test
     (groups,) = equal_inputs(inputs)
     # A class stands in a part by a set of equal rows: copies of one row cannot be in two parts.
@@ -256,14 +257,14 @@ def stratified_split(
         raise ValueError(f"{sizes}: the rows cannot be split by class ({error})") from error
     for name, size, drawn in (("labelled", labelled, first), ("pool", pool, second), ("test", test, third)):
         if len(drawn) < 0.9 * size:
-            raise ValueError(
+            raise WrongArgument(
                 f"{name}={size}: only {len(drawn)} rows can be drawn, because equal rows stay together and "
                 "up to "
                 f"{np.bincount(groups[index]).max()} rows are equal; remove copies, or ask for another size"
             )
     missing = np.flatnonzero(np.bincount(labels[first], minlength=len(classes)) == 0)
     if len(missing):
-        raise ValueError(
+        raise WrongArgument(
             f"labelled={labelled}: no row of class {classes[missing[0]]!r} among them; ask for more "
             "labelled rows"
         )

@@ -3,14 +3,17 @@ rows."""
 
 from __future__ import annotations
 
+import re
 import tempfile
 import warnings
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 
 from ensdistill.cache.codecs import codec_of
+from ensdistill.common.errors import WrongArgument, message
 from ensdistill.common.optimizers import build_optimizer
 from ensdistill.common.random import derive_seed
 from ensdistill.data import Rows, Split
@@ -44,6 +47,8 @@ from ensdistill.teachers.prepared import Prepared, prepare_recipes
 from ensdistill.teachers.recipes import SklearnMembers, TorchMembers
 from ensdistill.teachers.stack.fitting import few_rows
 
+OF_DATA = {"data", "ood"}  # data sets, whose files and settings raise errors of both kinds
+
 
 def check_job(run: RunFolder) -> None:
     """Refuse, before hours of work, too many folds, and models, codecs and augmentations that do not fit the
@@ -51,7 +56,36 @@ def check_job(run: RunFolder) -> None:
 
     Every student and every torch member is built and run on two rows; every estimator is fitted to a few,
     saved and loaded. A preprocess is fitted for every seed and tried on the pool and the test rows.
+
+    Raises
+    ------
+    WrongArgument
+        (a ValueError) A setting has to change; the message begins with its name.
+    ValueError
+        The data are at fault; the message begins with ``data``.
     """
+    try:
+        _check_job(run)
+    except (ValueError, TypeError) as error:
+        if not isinstance(error, WrongArgument) and names_setting(str(error)):
+            raise WrongArgument(message(error)) from error
+        raise
+
+
+def names_setting(text: str) -> bool:
+    """Whether an error's text begins with the name of a setting: one of all but the data, whose own error
+    tells by its kind whether they or their settings are wrong.
+
+    Examples
+    --------
+    >>> names_setting("teachers.folds: expected at most 10"), names_setting("data: 3 of the rows are equal")
+    (True, False)
+    """
+    own = {one.name for one in fields(Config) if one.init} - OF_DATA
+    return re.split(r"[.:\s]", text, maxsplit=1)[0] in own
+
+
+def _check_job(run: RunFolder) -> None:
     config = run.config
     check_task(config)
     check_search(config)
@@ -95,7 +129,8 @@ def check_job(run: RunFolder) -> None:
             _check_estimator(name, one, split)
     for name, one in config.distill.students.items():
         if one.shrink is not None:
-            check_shrink(name, one.shrink, run.teachers.recipes, split, split.task)
+            precision = config.distill.mixed_precision
+            check_shrink(name, one.shrink, run.teachers.recipes, split, split.task, precision)
         check_hints(name, config.distill, run.teachers.recipes, split)
     if not all(run.is_finished(Unit("teachers", seed)) for seed in range(config.seeds)):
         for i, recipe in enumerate(run.teachers.recipes):

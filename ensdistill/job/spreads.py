@@ -124,7 +124,7 @@ def check_ood(config: Config) -> None:
     if config.ood is None:
         return
     if (task := config.split(0).task) != "classification":
-        raise ValueError(f"ood: expected none for the task {task}, whose report has no figures of it")
+        raise WrongArgument(f"ood: expected none for the task {task}, whose report has no figures of it")
     strange_rows(config, 0)
 
 
@@ -148,7 +148,7 @@ def strange_rows(config: Config, seed: int) -> Any:
     parts = [one.inputs for one in (other.labelled, other.pool, other.test) if len(one)]
     for part in parts:
         if (got := form(part)) != (expected := form(split.test.inputs)):
-            raise ValueError(f"ood: expected samples like those of data, {expected}; got {got}")
+            raise WrongArgument(f"ood: expected samples like those of data, {expected}; got {got}")
     return _some(joined(parts))
 
 

@@ -21,6 +21,7 @@ import xxhash
 from torch import nn
 
 from ensdistill.common.describe import describe, module_recipe
+from ensdistill.common.errors import WrongArgument
 from ensdistill.common.files import read_json
 from ensdistill.common.scalars import plain_fields
 from ensdistill.common.tasks import Task, check_task, task_of
@@ -361,7 +362,8 @@ def content_of(file: Path) -> str:
             while block := opened.read(2**24):
                 state.update(block)
     except OSError as error:
-        raise ValueError(f"file: {file} cannot be read ({error.strerror})") from error
+        kind = WrongArgument if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(f"file: {file} cannot be read ({error.strerror})") from error
     return state.hexdigest()
 
 

@@ -43,7 +43,7 @@ def test_ods_perturbs_along_the_jobs_ensemble(tmp_path):
 )
 def test_sources_that_do_not_fit_are_refused_before_any_work(tmp_path, sources, words):
     status, _, err = run("cache", "build", write_job(tmp_path, {SYNTHETIC: sources}))
-    assert status == 1
+    assert status == 2
     assert words in flat(err)
     assert not list(tmp_path.glob("runs/tiny/seed-*"))
 

@@ -138,7 +138,7 @@ STRICT = {"class_path": "sklearn.preprocessing.OneHotEncoder", "init_args": {"sp
 )
 def test_a_job_tries_the_test_rows_before_any_work(tmp_path, members, student, where):
     status, _, err = run("run", table_job(tmp_path, members, student))
-    assert status == 1
+    assert status == 2
     assert where in flat(err)
     assert "does not take row 0 of the test rows (column 'city' holds 'Paris')" in flat(err)
     assert "(seed 0)" in flat(err)

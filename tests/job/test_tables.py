@@ -120,7 +120,7 @@ def test_codes_that_are_no_whole_numbers_are_refused_before_any_work(tmp_path):
     np.save(tmp_path / "x.npy", x)
     status, _, err = run("teachers", file)
     err = err.replace("\n", " ")
-    assert status == 1
+    assert status == 2
     assert (
         "teachers.members.0.init_args.estimator: catboostclassifier: it can't be used: BadRows: "
         "cat_features: column 2" in err

@@ -226,7 +226,7 @@ def test_a_job_of_boosters_ends_with_an_ensemble_and_a_wrong_one_before_any_work
     members[2]["init_args"]["estimator"]["init_args"]["cat_features"] = [3]  # a column of fractions
     file = write_job(tmp_path, {"teachers.members": members, "name": "other"})
     status, _, err = run("teachers", file)
-    assert status == 1
+    assert status == 2
     assert (
         "teachers.members.2.init_args.estimator: catboostclassifier: it can't be used: BadRows: cat_features"
         in err.replace("\n", " ")
