@@ -11,8 +11,10 @@ from torch import nn
 from ensdistill.common.fingerprint import digest
 from ensdistill.common.tasks import Task
 from ensdistill.loss.settings import DEFAULTS, LossSettings, digest_parts
-from ensdistill.student.methods import Mix, StudentLoss, build, temperatures_of
+from ensdistill.student.methods import Mix, Standardised, StudentLoss, build, temperatures_of
 from ensdistill.student.methods.heads import Heads
+from ensdistill.student.methods.mutual import Mutual
+from ensdistill.student.methods.weighted import WeightedTeachers
 from ensdistill.student.preconditions import hindrance
 
 if TYPE_CHECKING:
@@ -120,8 +122,8 @@ def check_methods(distill: DistillConfig, cache: CacheConfig) -> None:
             )
 
 
-def check_members_and_task(distill: DistillConfig, members: int, task: Task) -> None:
-    """Raise ValueError for a method of another task, or one that needs more members.
+def check_members_and_task(distill: DistillConfig, members: int, task: Task, selected: bool = False) -> None:
+    """Raise ValueError for a method of another task, or one that needs other members.
 
     Parameters
     ----------
@@ -129,6 +131,8 @@ def check_members_and_task(distill: DistillConfig, members: int, task: Task) -> 
     members : int
         The number that the settings name; 0 where they are yet to be planned.
     task : str
+    selected : bool
+        Whether the cache may hold fewer.
     """
     for name, student in distill.students.items():
         own = loss_of(student, distill)
@@ -142,3 +146,18 @@ def check_members_and_task(distill: DistillConfig, members: int, task: Task) -> 
                 f"{where}: expected at least {least} members, whose differences it keeps; teachers.members "
                 f"has {members}: add members, or choose kd"
             )
+        for weights in _given_weights(own):
+            if members and (weights > members or (weights < members and not selected)):
+                raise ValueError(
+                    f"{where}: expected a weight for each of the {members} members; got {weights}: change "
+                    "weights, or choose by: confidence"
+                )
+
+
+def _given_weights(loss: Any) -> list[int]:
+    """How many weights of members the settings give to a method, and to each of its parts."""
+    if isinstance(loss, WeightedTeachers):
+        return [] if loss.weights is None else [len(loss.weights)]
+    inner = loss.parts if isinstance(loss, Mix) else ()
+    inner = (loss.of,) if isinstance(loss, Mutual | Standardised) else inner
+    return [count for one in inner for count in _given_weights(one)]

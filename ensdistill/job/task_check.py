@@ -25,7 +25,7 @@ def check_task(config: Config) -> None:
             )
     _check_variances(config, task)
     members = sum(len(recipe.names()) for recipe in config.teachers.recipes)
-    check_members_and_task(config.distill, members, task)
+    check_members_and_task(config.distill, members, task, config.teachers.select)
     for name, student in config.distill.students.items():
         if student.estimator is not None:
             try:

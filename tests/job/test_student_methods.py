@@ -10,7 +10,7 @@ from job_helpers import job_file, write_job
 
 from ensdistill.cache import TargetCache
 from ensdistill.cli.settings import load_config
-from ensdistill.job.method_config import loss_of, temperatures
+from ensdistill.job.method_config import check_members_and_task, loss_of, temperatures
 from ensdistill.job.run_folder import RunFolder
 from ensdistill.job.stages import run_unit
 from ensdistill.job.unit import Unit
@@ -112,6 +112,20 @@ REFUSED = [
 def test_a_method_without_a_module_of_its_own_is_compiled(tmp_path):
     change = {"distill.method": {"weighted": {"by": "confidence"}}, "distill.students.small.compile": True}
     assert config_of(tmp_path, change).distill.students["small"].compile is True
+
+
+def test_weights_for_other_members_are_refused_before_the_teachers_are_trained(tmp_path):
+    given = {"weighted": {"by": "given", "weights": [2, 1]}}
+    for method in (given, {"kd": 1, **given}, {"mutual": {"of": given}}):
+        distill = config_of(tmp_path, {"distill.method": method}).distill
+        check_members_and_task(distill, 2, "classification")
+        check_members_and_task(distill, 0, "classification")  # members that are yet to be planned
+        check_members_and_task(distill, 3, "classification", selected=True)
+        for members, selected in ((3, False), (1, True)):
+            with pytest.raises(
+                ValueError, match=rf"^distill\.method: expected a weight for each of the {members} mem.*got 2"
+            ):
+                check_members_and_task(distill, members, "classification", selected)
 
 
 @pytest.mark.parametrize(("change", "message"), REFUSED)
