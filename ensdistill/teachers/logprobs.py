@@ -19,6 +19,7 @@ from ensdistill.data.token_rows import TokenRows
 from ensdistill.data.tokens import TokenSequences, json_lines
 from ensdistill.teachers.tokens import POSITIONS, of_sequences
 
+TOKEN_ID = "token_id:"  # vLLM with return_tokens_as_token_ids
 SUM = 1e-3  # by which rounded probabilities may exceed 1 in all
 
 
@@ -114,7 +115,10 @@ class ServedLogProbs:
             The ids before each answer, which are not learned.
         """
         known, sequences, listed = _by_text(tokenizer), [], list[Mapping[int, float]]()
-        for place, (answer, prompt) in enumerate(zip(_answers(answers), prompts, strict=True)):
+        given, before = list(_answers(answers)), list(prompts)
+        if len(given) != len(before):
+            raise ValueError(f"prompts: expected {len(given)}, one for each answer; got {len(before)}")
+        for place, (answer, prompt) in enumerate(zip(given, before, strict=True)):
             content = (answer.get("logprobs") or {}).get("content")
             if not content:
                 raise ValueError(
@@ -126,7 +130,7 @@ class ServedLogProbs:
             for one, token in zip(content, ids, strict=True):
                 found = {token: float(one["logprob"])}
                 for top in one["top_logprobs"]:
-                    if (other := known.get(top["token"])) is not None:
+                    if (other := _found(known, top["token"])) is not None:
                         found[other] = float(top["logprob"])
                 listed.append(found)
         return cls(TokenSequences(sequences, len(tokenizer)), listed, name)
@@ -205,11 +209,17 @@ def _by_text(tokenizer: Any) -> dict[str, int | None]:
 
 
 def _id_of(known: Mapping[str, int | None], text: str, place: int) -> int:
-    token = known.get(text)
+    token = _found(known, text)
     if token is None:
         why = "several tokens have it" if text in known else "no token has it"
         raise ValueError(
             f"answers: expected texts of one token each; answer {place} has {text!r}, and {why}: the "
-            "tokenizer is not the model's, or ask the server for token ids (vLLM: prompt_logprobs)"
+            "tokenizer is not the model's, or ask the server for ids (vLLM: return_tokens_as_token_ids)"
         )
     return token
+
+
+def _found(known: Mapping[str, int | None], text: str) -> int | None:
+    """The id of a token's text, or that which vLLM writes in its place."""
+    number = text.removeprefix(TOKEN_ID)
+    return int(number) if number != text and number.isdecimal() else known.get(text)

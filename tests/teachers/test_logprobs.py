@@ -1,6 +1,7 @@
 """Log-probabilities from servers, against the model that they are of."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -59,6 +60,22 @@ def test_targets_from_a_server_are_those_of_the_model(tmp_path):
     assert distil.loss(student(**batch), labels).item() > 0
 
 
+def test_answers_are_json_or_vllms_own_objects():
+    found = as_vllm(llama(1), plain_texts())
+    objects = [
+        SimpleNamespace(
+            prompt_token_ids=one["prompt_token_ids"],
+            prompt_logprobs=[
+                known and {int(token): SimpleNamespace(**value) for token, value in known.items()}
+                for known in one["prompt_logprobs"]
+            ],
+        )
+        for one in found
+    ]
+    prints = [ServedLogProbs.from_vllm(answers, C).fingerprint() for answers in (found, objects)]
+    assert prints[0] == prints[1]
+
+
 def test_answers_of_texts():
     own = tokenizer(["c"])  # [UNK], a, b, c
     choice = {
@@ -83,6 +100,11 @@ def test_answers_of_texts():
     np.testing.assert_allclose(
         found[0].exp(), [[0.125, 0.5, 0.125, 0.25], [0.125, 0.125, 0.5, 0.25]], rtol=1e-6
     )
+    by_id = json.loads(json.dumps(choice).replace('"c"', '"token_id:3"').replace('"a"', '"token_id:1"'))
+    other = ServedLogProbs.from_openai([by_id], own, [[3, 3]])  # of vLLM with return_tokens_as_token_ids
+    assert other.fingerprint() == served.fingerprint()
+    with pytest.raises(ValueError, match="prompts: expected 1, one for each answer; got 2"):
+        ServedLogProbs.from_openai([choice], own, [[3], [3]])
     choice["logprobs"]["content"][0]["token"] = "z"
     with pytest.raises(ValueError, match="answer 0 has 'z', and no token has it"):
         ServedLogProbs.from_openai([choice], own, [[3, 3]])
