@@ -154,7 +154,8 @@ class CachedDistillation:
             at = int(wrong[0])
             raise ValueError(
                 f"features: expected {lengths[at]} tokens to predict in the sequence of uid {uids[at]}, as "
-                f"in the cache; got {counts[at]}: it is truncated, or its labels are others than the cache's"
+                f"in the cache; got {counts[at]}: it is truncated, or its labels are others than the "
+                "cache's; to evaluate on other sequences pass eval_dataset=texts.without_uids()"
             )
         records = self.cache.gather_records(uids)
         known = hashes_of(self.cache, records, lengths)
@@ -163,7 +164,7 @@ class CachedDistillation:
                 raise ValueError(
                     f"features: expected the sequence from which the cache was made under the uid {uid}; got "
                     "other tokens or labels: of another tokenizer, another prompt, or another order of the "
-                    "data set"
+                    "data set; to evaluate on other sequences pass eval_dataset=texts.without_uids()"
                 )
         return _tensors(self.cache.target_of(records))
 

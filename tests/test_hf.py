@@ -11,6 +11,7 @@ from token_models import C, bert, gemma, llama, texts, trainer
 from ensdistill.cache import cache_targets
 from ensdistill.functional import distillation_loss
 from ensdistill.hf import CachedDistillation, SameTargets
+from ensdistill.teachers.token_scores import token_scores
 from ensdistill.teachers.tokens import LanguageEnsemble
 
 
@@ -121,10 +122,12 @@ def test_a_training_learns_resumes_and_refuses_another_cache(sequences, tmp_path
         trainer(tmp_path / "whole", llama(8), caches[1], sequences).train(
             resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3")
         )
-    evaluated = own.evaluate(
-        [{"input_ids": one["input_ids"]} for one in map(sequences.__getitem__, range(3))]
-    )
-    assert np.isfinite(evaluated["eval_loss"])
+    held = texts(4, seed=5)  # of one batch, because the trainer averages those
+    evaluated = own.evaluate(held.without_uids())
+    expected = token_scores(LanguageEnsemble([whole]), held).mean()
+    assert evaluated["eval_loss"] == pytest.approx(expected, rel=1e-4)
+    with pytest.raises(ValueError, match=r"pass eval_dataset=texts\.without_uids\(\)"):
+        own.evaluate(held)
 
 
 def test_bad_batches_and_models_are_named(cache, sequences):

@@ -144,6 +144,13 @@ class TokenSequences:
         parts |= {"label_size": self.label_sizes} if self.kind == "seq2seq" else {}
         return Rows(Held(TokenRows(parts)), self.uids, np.full(len(self), -100))
 
+    def without_uids(self) -> list[dict[str, Any]]:
+        """The items without the uid by which targets are found, for an evaluation by their labels."""
+        found = [self[place] for place in range(len(self))]
+        for one in found:
+            del one["uid"]
+        return found
+
     def only(self, counted: np.ndarray) -> TokenSequences:
         """The same with fewer positions that count, bool [N, L]; at least one of each sequence."""
         chosen = np.asarray(counted, bool)
