@@ -123,7 +123,9 @@ def main(words: Sequence[str]) -> int:
     source = open_source(new, wanted, format=form, stream=sys.stdin.buffer if stream else None)
     output_names(student, wanted.carried(source.names))
     if unused := source.unused:
-        _note(f"not used: {', '.join(unused[:10])}{' ...' * (len(unused) > 10)} (no inputs of the student)")
+        carry = "" if options.id or options.keep else "; --id COLUMN carries one into the answers"
+        names = f"{', '.join(unused[:10])}{' ...' * (len(unused) > 10)}"
+        _note(f"not used: {names} (no inputs of the student{carry})")
 
     counted, start = Predicted(), time.monotonic()
     target = sys.stdout.buffer if output is None else None

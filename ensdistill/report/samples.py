@@ -78,7 +78,9 @@ def _fields(values: Any, names: Any) -> dict[str, Any]:
 
 
 def _value(value: Any) -> str:
-    return f"{value:.5g}" if isinstance(value, float) else "-" if value is None else str(value)
+    if isinstance(value, float):
+        return "-" if np.isnan(value) else f"{value:.5g}"  # pandas has NaN where a number is missing
+    return "-" if value is None else str(value)
 
 
 def _as_picture(array: np.ndarray) -> np.ndarray | None:

@@ -106,6 +106,7 @@ def directions(block: dict[str, Any], family: str) -> dict[str, int]:
 def headline(name: str, block: dict[str, Any]) -> str:
     """The shortest true summary of a student's entry of the report, which the verdict starts with."""
     result = block["outcome"]
+    name = "the student" if name == "student" else name  # as a job calls its only student by default
     if result == "helped":
         better = directions(block, "all")
         where = [METRIC_LABELS[metric] for metric in better if better[metric] > 0]
@@ -199,7 +200,7 @@ def _change(metric: str, gain: dict[str, Any]) -> str:
     """``3.8 points better [3.0, 4.6]``: the interval counts in the direction that the word names."""
     sign = 1 if gain["mean"] >= 0 else -1
     scale, digits, unit = (100, 1, " points") if METRICS[metric].percent else (1, 3, "")
-    low, high = sorted(sign * scale * end for end in gain["ci95"])
+    low, high = sorted(sign * scale * end + 0.0 for end in gain["ci95"])  # 0.0 in place of -0.0
     return (
         f"{abs(scale * gain['mean']):.{digits}f}{unit} {'better' if sign > 0 else 'worse'} "
         f"[{low:.{digits}f}, {high:.{digits}f}]"

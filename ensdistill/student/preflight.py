@@ -336,8 +336,9 @@ def _advice(found: Preflight) -> list[str]:
         )
     for name, leads in found.over_direct.items():
         if not leads.certain:
+            called = "the student" if name == "student" else name
             advice.append(
-                f"Don't distil into {name}: the same model, trained directly on the labels, is as good as "
+                f"Don't distil into {called}: the same model, trained directly on the labels, is as good as "
                 "the ensemble on held-out rows."
             )
     asked = _asked(found.spreads)

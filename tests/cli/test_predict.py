@@ -120,7 +120,10 @@ def test_texts_with_separators_and_quotes_are_carried(students, tmp_path):
 def test_the_trainings_own_files_have_columns_that_are_not_used(students, tmp_path, capsys):
     new = write(frame().assign(sold=1, note="x"), tmp_path / "new.csv")
     predict(students / "table", new, "-o", tmp_path / "out.csv")
-    assert "not used: sold, note (no inputs of the student)" in capsys.readouterr().err
+    carry = "not used: sold, note (no inputs of the student; --id COLUMN carries one into the answers)"
+    assert carry in capsys.readouterr().err
+    predict(students / "table", new, "-o", tmp_path / "out.csv", "--id", "note")
+    assert "not used: sold (no inputs of the student)" in capsys.readouterr().err
 
 
 def test_gaps_and_texts_that_look_like_numbers_are_read_as_in_training(students, tmp_path):

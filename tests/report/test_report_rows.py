@@ -232,6 +232,8 @@ def test_samples_of_all_kinds_are_shown() -> None:
     assert (len(text["text"]), text["more"]) == (LETTERS, 1000 - LETTERS)
     frame = pd.DataFrame({"a": [1.5, np.nan], "b": ["x", "y"]})
     assert shown_sample(as_samples(frame), 1)["fields"][1] == ["b", "y"]
+    gap = pd.DataFrame({"a": [1.5, np.nan], "b": ["x", None]})
+    assert shown_sample(as_samples(gap), 1)["fields"] == [["a", "-"], ["b", "-"]]
     wide = shown_sample(np.arange(100.0).reshape(2, 50), 1)
     assert (len(wide["fields"]), wide["more"], wide["fields"][0]) == (FIELDS, 50 - FIELDS, ["0", "50"])
     both = shown_sample(as_samples({"words": ["one", "two"], "n": np.arange(2.0)[:, None]}), 1)

@@ -237,3 +237,13 @@ def test_a_tokenizers_file_has_to_stand_beside(without_torch):
     files = {"tokenizer.json": (file.parent / "tokenizer.json").read_bytes()}
     labels, _ = run_onnx(blob, samples, files)
     assert labels.tolist() == without_torch["tokens"][3]
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch):
+    from ensdistill.student import export
+
+    for module in [name for name in sys.modules if name.startswith("ensdistill.student.export.")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ModuleNotFoundError, match=r"needs onnx: pip install 'ensdistill\[export\]'"):
+        _ = export.to_onnx
