@@ -119,7 +119,7 @@ class _InFolder(ExistingMembers):
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        return f"{self.prefix}{Path(self.folder).name}"
+        return f"{self.prefix}{Path(self.folder).resolve().name}"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import joblib
 import numpy as np
 import pandas as pd
@@ -263,6 +265,28 @@ def test_models_with_their_data(tmp_path):
     ]
     with pytest.raises(ValueError, match="--data: expected with a folder of models"):
         look(data, data=data)
+
+
+def test_a_folder_of_models_that_have_to_be_built_first_has_the_remedy(tmp_path, monkeypatch):
+    WINE.to_csv(tmp_path / "wine.csv", index=False)
+    folder = tmp_path / "models"
+    folder.mkdir()
+    for stated, files in (
+        (r"holds none$", ["notes.md"]),
+        (r"weights alone \(net\.safetensors\): name their module's class.*MemberFile", ["net.safetensors"]),
+        (r"Hugging Face \(bert\).*Ensemble\.from_members.*\.save", ["bert/config.json"]),
+    ):
+        for name in files:
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text("{}")
+        with pytest.raises(ValueError, match=stated):
+            look(folder, data=tmp_path / "wine.csv")
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    (saved / "member.json").write_text("{}")
+    monkeypatch.chdir(saved)
+    found = look(Path(), data=tmp_path / "wine.csv")
+    assert ("members", "saved (saved members)") in found.facts
 
 
 HALF = ["a", "b"] * (len(WINE) // 2)

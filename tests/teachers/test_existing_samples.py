@@ -88,7 +88,7 @@ def test_pipelines_and_boosters_take_the_frame_itself(held_out, tmp_path):
         np.testing.assert_allclose(p, expected, rtol=0, atol=4e-6)
 
 
-def test_saved_members_get_a_preprocess_by_its_path(tmp_path):
+def test_saved_members_get_a_preprocess_by_its_path(tmp_path, monkeypatch):
     x = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
     member = TorchMember(MLP(4, [8], 2), name="net", classes=CLASSES, output="logits")
     member.recipe = {
@@ -96,6 +96,8 @@ def test_saved_members_get_a_preprocess_by_its_path(tmp_path):
         "init_args": {"inputs": 4, "hidden": [8], "outputs": 2},
     }
     member.save(tmp_path / "net")
+    monkeypatch.chdir(tmp_path / "net")
+    assert SavedMembers(".").name == "net"  # as where it is run from the members' own folder
     recipe = SavedMembers(tmp_path / "net", preprocess=f"{__name__}.halved")
     assert f"{__name__}.halved" in recipe.trusted
     ensemble = loaded(recipe, as_rows(x, np.arange(40) % 2), folder=tmp_path / "t")

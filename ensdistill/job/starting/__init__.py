@@ -13,7 +13,7 @@ from ensdistill.data.table_files import TABLES
 from ensdistill.job.starting.arrays import inputs_in, look_at_arrays
 from ensdistill.job.starting.folders import look_at_folder, tables_in
 from ensdistill.job.starting.found import Found, listed, settings_of
-from ensdistill.job.starting.models import look_at_models
+from ensdistill.job.starting.models import look_at_models, no_models
 from ensdistill.job.starting.tables import Wanted, look_at_table
 
 __all__ = ["Found", "is_data", "look", "settings_of"]
@@ -88,7 +88,7 @@ def _look_at_folder(path: Path, wanted: Wanted, data: Path | None) -> Found:
         found = look(data, **vars(wanted))
         return replace(found, path=path, members=members, facts=[*found.facts, *facts])
     if data is not None:
-        raise WrongArgument(f"--data: expected with a folder of models; {path} holds none")
+        raise WrongArgument(f"--data: expected with a folder of models; {path} holds {no_models(path)}")
     tables = tables_in(path)
     if tables is not None:
         return _of_parts(path, look_at_table(tables[0], wanted), tables[1])

@@ -41,16 +41,38 @@ def look_at_models(path: Path) -> tuple[list[dict[str, Any]], list[tuple[str, st
     return [settings for settings, _ in members], facts
 
 
+def no_models(path: Path) -> str:
+    """The files of a folder that look like models and can't be members as they are, with the remedy; or
+    "none"."""
+    folders = [path, *sorted(child for child in path.iterdir() if child.is_dir())]
+    pretrained = [folder.resolve().name for folder in folders if (folder / "config.json").is_file()]
+    if pretrained:
+        return (
+            f"models of Hugging Face ({listed(pretrained)}), which are built in Python: "
+            "Ensemble.from_members([(model, Tokens(tokenizer_file)), ...]).save(FOLDER) writes a folder for "
+            "this command"
+        )
+    if states := sorted(file.name for file in path.glob(f"*{STATES}")):
+        return (
+            f"weights alone ({listed(states)}): name their module's class by import path, as the model of a "
+            "MemberFile in a YAML file's teachers.members"
+        )
+    return "none"
+
+
 def _members(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     """Settings of each, and its name."""
     folders = [path, *sorted(child for child in path.iterdir() if child.is_dir())]
     ensembles = [folder for folder in folders if (folder / "ensemble.json").is_file()]
     for folder in ensembles:
         # Two saved ensembles may have members of the same names.
-        prefix = {"prefix": f"{folder.name}-"} if len(ensembles) > 1 else {}
-        yield _recipe("SavedEnsemble", folder=str(folder), **prefix), f"{folder.name} (a saved ensemble)"
+        prefix = {"prefix": f"{folder.resolve().name}-"} if len(ensembles) > 1 else {}
+        yield (
+            _recipe("SavedEnsemble", folder=str(folder), **prefix),
+            f"{folder.resolve().name} (a saved ensemble)",
+        )
     if any((folder / "member.json").is_file() for folder in folders):
-        yield _recipe("SavedMembers", folder=str(path)), f"{path.name} (saved members)"
+        yield _recipe("SavedMembers", folder=str(path)), f"{path.resolve().name} (saved members)"
     for file in sorted(path.iterdir()):
         if file.is_file() and (file.suffix in CERTAIN or (file.suffix in PERHAPS and _is_booster(file))):
             yield (
