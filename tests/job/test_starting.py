@@ -249,6 +249,9 @@ def test_models_with_their_data(tmp_path):
         ValueError, match=r"no model that is read as it is; old.joblib: reading pickles can run code"
     ):
         look(models, data=data)
+    (models / "net.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"old.joblib: .*; net.safetensors: name the module's class"):
+        look(models, data=data)
     model = GaussianNB().fit(WINE.drop(columns="target"), WINE.target)
     skops.io.dump(model, models / "line.skops")
     (models / "notes.txt").write_text("to be read by people\n")

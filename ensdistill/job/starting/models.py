@@ -37,7 +37,8 @@ def look_at_models(path: Path) -> tuple[list[dict[str, Any]], list[tuple[str, st
     if states:
         facts.append(("left out", f"{listed(states)}: name the module's class, as MemberFile's model"))
     if not members:
-        raise ValueError(f"path: {path} holds no model that is read as it is; {facts[1][1]}")
+        reasons = "; ".join(text for _, text in facts[1:])
+        raise ValueError(f"path: {path} holds no model that is read as it is; {reasons}")
     return [settings for settings, _ in members], facts
 
 
