@@ -12,6 +12,8 @@ from ensdistill.common.tasks import Task
 from ensdistill.teachers.members.base import Blob
 from ensdistill.teachers.members.boosted.library import Library, texts_as_categories
 
+CUSTOM = "none"  # as the library calls a function of the user's own, whose predictions are raw scores
+
 OBJECTIVES: dict[Task, tuple[str, ...]] = {
     "classification": ("binary", "cross_entropy", "multiclass", "multiclassova"),
     "multilabel": (),  # the library has none
@@ -25,6 +27,7 @@ OBJECTIVES: dict[Task, tuple[str, ...]] = {
         "mape",
         "gamma",
         "tweedie",
+        CUSTOM,
     ),
 }
 
@@ -48,11 +51,17 @@ class LightGBM(Library):
         self.early = {key: value for key, value in given.items() if key.startswith("pred_early_stop")}
         self.came_from(blob)
         lines = self._file.decode().splitlines()
-        settings = next((line for line in lines if line.startswith("objective=")), "objective=none")
+        settings = next((line for line in lines if line.startswith("objective=")), f"objective={CUSTOM}")
         self.objective, *rest = settings.removeprefix("objective=").split()
         slopes = [float(word.removeprefix("sigmoid:")) for word in rest if word.startswith("sigmoid:")]
         self.slope = slopes[0] if slopes and self.objective == "binary" else 1.0
         self.one_against_rest = self.objective == "multiclassova"
+        if self.objective == CUSTOM and task == "classification":
+            raise ValueError(
+                "estimator: it was fitted by an objective of its own, so LightGBM predicts raw scores: state "
+                "task='regression' for numbers; for logits CallableMember(model.predict, output='logits', "
+                "...), or 'margin' for one score of two classes"
+            )
         self.check(task)
 
     @property

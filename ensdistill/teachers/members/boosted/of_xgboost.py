@@ -26,6 +26,7 @@ OBJECTIVES: dict[Task, tuple[str, ...]] = {
         "reg:squaredlogerror",
         "reg:pseudohubererror",
         "reg:absoluteerror",
+        "reg:quantileerror",
         "reg:gamma",
         "reg:tweedie",
         "count:poisson",
@@ -51,6 +52,12 @@ class XGBoost(Library):
         self.objective, outputs = _learned(self.booster)
         self.check(task)
         several = outputs > 1
+        if several and self.objective == "reg:quantileerror":
+            raise ValueError(
+                f"estimator: expected one number for each row; got an XGBoost model of {outputs} quantiles of "
+                "a number: fit one for the quantile that counts (quantile_alpha=0.5), or take the median's "
+                "column by CallableMember(lambda x: estimator.predict(x)[:, 1], task='regression', ...)"
+            )
         if several and task == "classification":
             raise ValueError(
                 "estimator: expected one class for each row; got an XGBoost model of several labels "
