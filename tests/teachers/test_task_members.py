@@ -303,35 +303,6 @@ def test_boosted_regressors_answer_as_their_library(library, loss, tmp_path):
         BoostedMember(model)
 
 
-def test_quantile_regressors_answer_as_xgboost(tmp_path):
-    xgboost = pytest.importorskip("xgboost")
-    settings = {"n_estimators": 3, "n_jobs": 1, "objective": "reg:quantileerror"}
-    model = xgboost.XGBRegressor(**settings, quantile_alpha=0.9).fit(X, NUMBERS[:, 0])
-    member = as_member(model)
-    np.testing.assert_array_equal(member.predict_moments(X).mean[:, 0], model.predict(X))
-    member.save(tmp_path)
-    np.testing.assert_array_equal(load_member(tmp_path).predict_moments(X).mean[:, 0], model.predict(X))
-    several = xgboost.XGBRegressor(**settings, quantile_alpha=[0.1, 0.9]).fit(X, NUMBERS[:, 0])
-    with pytest.raises(ValueError, match=r"2 quantiles of a number: fit one .*quantile_alpha=0.5"):
-        as_member(several)  # its columns would be two numbers
-
-
-def squared_error(labels, scores):
-    return scores - labels, np.ones_like(scores)
-
-
-def test_regressors_by_an_objective_of_one_s_own_answer_as_lightgbm(tmp_path):
-    lightgbm = pytest.importorskip("lightgbm")
-    settings = {"n_estimators": 3, "n_jobs": 1, "verbose": -1, "objective": squared_error}
-    model = lightgbm.LGBMRegressor(**settings).fit(X, NUMBERS[:, 0])
-    for found in (as_member(model), as_member(model.booster_, task="regression")):
-        np.testing.assert_array_equal(found.predict_moments(X).mean[:, 0], model.predict(X))
-    found.save(tmp_path)
-    np.testing.assert_array_equal(load_member(tmp_path).predict_moments(X).mean[:, 0], model.predict(X))
-    with pytest.raises(ValueError, match=r"by an objective of its own.* state task='regression'"):
-        BoostedMember(model.booster_)  # raw scores, which could be a classifier's
-
-
 @pytest.mark.parametrize("library", ["xgboost", "catboost"])
 def test_boosted_models_of_several_labels_answer_as_their_library(library, tmp_path):
     package = pytest.importorskip(library)

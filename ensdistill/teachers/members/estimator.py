@@ -133,7 +133,9 @@ class SklearnMember:
         methods = methods_for(self.name, estimator, self.task, output)
         self.method = next((m for m in methods if hasattr(estimator, m)), None)
         if self.method is None:
-            raise ValueError(f"output: {self.name} has no {' or '.join(methods)}")
+            remedy = "; sklearn.calibration.CalibratedClassifierCV adds predict_proba to a classifier"
+            more = remedy if "predict_proba" in methods else ""
+            raise ValueError(f"output: {self.name} has no {' or '.join(methods)}{more}")
         self.output: Output = (
             "probability" if self.method == "predict_proba" or output == "probability" else "decision"
         )
@@ -254,7 +256,7 @@ class SklearnMember:
         if self._has_one_label:
             raise ValueError(
                 f"estimator: {self.name} was fitted to one class for each row; expected labels [N, C] at its "
-                "fit for the task multilabel"
+                "fit for the task multilabel (MultiOutputClassifier(estimator) keeps a single label, [N, 1])"
             )
         method, known = getattr(self.estimator, str(self.method)), getattr(self.estimator, "classes_", None)
         parts = [of_applying(self.name, method(x), known) for x in batches(features, self.batch_size)]

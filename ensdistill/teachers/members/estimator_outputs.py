@@ -20,7 +20,8 @@ def methods_for(name: str, estimator: Any, task: Task, output: str) -> tuple[str
     Raises
     ------
     ValueError
-        The estimator is a classifier, and the task a regression; or ``output`` is none for that task.
+        The estimator is a classifier, and the task a regression, or the reverse; or ``output`` is none for
+        that task.
     """
     if task == "regression":
         if output != "auto":
@@ -28,6 +29,11 @@ def methods_for(name: str, estimator: Any, task: Task, output: str) -> tuple[str
         if not predicts_numbers(estimator) and hasattr(estimator, "predict_proba"):
             raise ValueError(f"task: {name} is a classifier; expected a regressor for the task regression")
         return ("predict",)
+    if task == "multilabel" and predicts_numbers(estimator):
+        raise ValueError(
+            f"task: {name} is a regressor; expected a classifier of several labels for the task multilabel, "
+            "such as MultiOutputClassifier(LogisticRegression())"
+        )
     scores = "decision_function" if task == "multilabel" or not predicts_numbers(estimator) else "predict"
     # A regressor that was fitted to one-hot rows predicts probabilities; only the caller can state that.
     chances = ("predict_proba", "predict") if scores == "predict" else ("predict_proba",)

@@ -25,7 +25,7 @@ from ensdistill.teachers.members.inputs import batches, check_array
 from ensdistill.teachers.members.moments import Moments, check_moments, split_moments
 from ensdistill.teachers.members.needs import needed
 from ensdistill.teachers.members.outputs import Output, Reading, as_logits, check_output
-from ensdistill.teachers.members.sigmoids import as_log_odds
+from ensdistill.teachers.members.sigmoids import as_log_odds, of_applying
 
 # Names that exporters (skl2onnx, torch, Hugging Face) give to outputs of a kind.
 NAMES: dict[str, Reading] = {
@@ -68,6 +68,7 @@ class OnnxMember:
         Rows predicted at once. A file that was exported for a fixed number of rows gets that many; the last
         batch is filled up.
     task : {"classification", "multilabel", "regression"}
+        Of ``multilabel`` an output may also have one array [N, 2] for each label, as a list or [C, N, 2].
 
     Raises
     ------
@@ -132,12 +133,16 @@ class OnnxMember:
         if output == "auto" and chosen not in NAMES and task != "regression":
             expected = "expected output='logits' or output='probabilities' for an output of another name"
             raise ValueError(f"output: {self.name}: {expected}; got 'auto' and the name {chosen!r}")
-        if not outputs[chosen].type.startswith("tensor("):
+        # skl2onnx writes the outputs of MultiOutputClassifier as a list, with a tensor [N, 2] for each label.
+        listed = task == "multilabel" and outputs[chosen].type.startswith("seq(tensor(")
+        if not listed and not outputs[chosen].type.startswith("tensor("):
             raise ValueError(
                 f"output_name: {self.name}: expected a tensor; {chosen!r} is {outputs[chosen].type}. "
                 "skl2onnx writes one "
                 "with options={'zipmap': False}"
             )
+        # Its decisions [N, C], by which probabilities that are listed by label are checked.
+        self._decisions = ["label"] if task == "multilabel" and "label" in outputs else []
         kind: Output = "mean" if task == "regression" else NAMES.get(chosen, "logits")
         self.output_name, self.output = chosen, kind if output == "auto" else output
         self.smoothing, self.batch_size = check_smoothing(smoothing), batch_size
@@ -184,13 +189,17 @@ class OnnxMember:
             filling = x[-1:] if rows else np.zeros((1, *x.shape[1:]), x.dtype)
             x = np.concatenate([x, np.repeat(filling, self._fixed - rows, axis=0)])
         try:
-            outputs = np.asarray(self._session.run([self.output_name], {self._input: x})[0])
+            given, *decisions = self._session.run([self.output_name, *self._decisions], {self._input: x})
         except Exception as error:  # onnxruntime raises many kinds
             fixed = (
                 "" if self._fixed is None else f" (it was exported for a fixed number of rows, {self._fixed})"
             )
             batch = f"{x.dtype} {list(x.shape)}{fixed}"
             raise ValueError(f"inputs: {self.name}: onnxruntime can't run it on {batch}: {error}") from error
+        if self.task == "multilabel" and (isinstance(given, list) or given.ndim == 3):
+            given = of_applying(self.name, [*given], None)  # labels come first, as in scikit-learn's lists
+            _check_decisions(self.name, given, *decisions)
+        outputs = np.asarray(given)
         if outputs.ndim == 0 or len(outputs) != len(x):
             raise ValueError(
                 f"batch_size: {self.name}: expected outputs [{len(x)}, C] for {len(x)} rows; got "
@@ -232,6 +241,23 @@ class OnnxMember:
         more = {key: description[key] for key in ("smoothing", "batch_size")}
         more["task"] = description.get("task", "classification")
         return cls(folder / "model.onnx", **options, **more)
+
+
+def _check_decisions(name: str, probabilities: np.ndarray, decisions: np.ndarray | None = None) -> None:
+    """Raise ValueError where a file's own decisions [N, C] contradict its probabilities [N, C].
+
+    skl2onnx writes the columns of a label that was always 1 in another order, and a single tree's shares
+    wrongly.
+    """
+    if decisions is None or decisions.shape != probabilities.shape:
+        return
+    unlike = (probabilities > 0.5) != (decisions > 0)
+    if len(labels := np.flatnonzero((unlike & (np.abs(probabilities - 0.5) > 1e-3)).any(0))):
+        raise ValueError(
+            f"output_name: {name}: its output 'label' contradicts its probabilities of label {labels[0]}; "
+            "its converter wrote them wrongly. Pass the fitted estimator itself, or fit it to rows with both "
+            "values of each label"
+        )
 
 
 def _external_files(name: str, path: Path, blob: Blob) -> dict[str, Blob]:

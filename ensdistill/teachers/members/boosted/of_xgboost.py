@@ -54,8 +54,8 @@ class XGBoost(Library):
         several = outputs > 1
         if several and self.objective == "reg:quantileerror":
             raise ValueError(
-                f"estimator: expected one number for each row; got an XGBoost model of {outputs} quantiles of "
-                "a number: fit one for the quantile that counts (quantile_alpha=0.5), or take the median's "
+                f"estimator: expected one number for each row; got an XGBoost model of {outputs} quantiles "
+                "of a number: fit one for the quantile that counts (quantile_alpha=0.5), or take its "
                 "column by CallableMember(lambda x: estimator.predict(x)[:, 1], task='regression', ...)"
             )
         if several and task == "classification":
