@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
+from ensdistill.common.errors import WrongArgument
+
 Task = Literal["classification", "multilabel", "regression"]
 """``classification``: one of C classes, by a softmax. ``multilabel``: any of C labels, each by a sigmoid of
 its own. ``regression``: D numbers."""
@@ -24,7 +26,7 @@ def check_task(task: Any, argument: str = "task") -> Task:
     'multilabel'
     """
     if task not in TASKS:
-        raise ValueError(f"{argument}: expected one of {', '.join(TASKS)}; got {task!r}")
+        raise WrongArgument(f"{argument}: expected one of {', '.join(TASKS)}; got {task!r}")
     found: Task = task
     return found
 

@@ -61,7 +61,15 @@ def as_labels(
         return _by_name(named, order, values.dtype.kind == "b")
     if values.dtype.kind not in "iuf" or values.ndim != 1:
         got = f"{values.dtype} {list(values.shape)}"
-        raise ValueError(f"{argument}: expected labels [N] that are class indices or names; got {got}")
+        remedy = (
+            "; one-hot rows are labels.argmax(1); several labels, or numbers, of a row have a task of their "
+            "own, multilabel or regression"
+            if values.ndim == 2 and values.dtype.kind in "biuf"
+            else ""
+        )
+        raise ValueError(
+            f"{argument}: expected labels [N] that are class indices or names; got {got}{remedy}"
+        )
     if values.dtype.kind == "f":
         _refuse(
             argument, ~np.isfinite(values), values, "is missing" if np.isnan(values).any() else "is infinite"
@@ -172,7 +180,8 @@ def _numbers(labels: np.ndarray, argument: str) -> tuple[str, ...]:
         got = f"{len(there)} different ones, {there[:5]}{' ...' * (len(there) > 5)}, up to {there[-1]}"
         raise ValueError(
             f"{argument}: expected labels in 0..C-1, class indices, with rows of each; got {got}. "
-            "If they are names, pass labels.astype(str); if they are indices, name all classes by classes="
+            "If they are names, pass labels.astype(str); if they are indices, name all classes by classes=; "
+            "if they are quantities, state the task regression"
         )
     return tuple(str(i) for i in range(there[-1] + 1))
 

@@ -45,7 +45,9 @@ def as_numbers(labels: Any, *, argument: str = "labels") -> np.ndarray:
         columns = [pd.to_numeric(pd.Series(column), errors="coerce") for column in values.T]
         numbers = np.stack([column.to_numpy(np.float64, na_value=np.nan) for column in columns], axis=1)
         texts = [isinstance(one, (str, bool)) for one in values.ravel().tolist()]
-        wrong = (np.isnan(numbers) & ~gaps) | (np.array(texts).reshape(values.shape) & ~gaps)
+        unread = np.isnan(numbers) & ~gaps
+        # One text makes a whole column of a table texts: only the rows that hold no number are named.
+        wrong = unread if unread.any() else np.array(texts).reshape(values.shape) & ~gaps
         _refuse(argument, wrong, values, "a number in each row, or nothing where it is unknown")
     _refuse(argument, np.isinf(numbers), values, "finite numbers")
     gaps = np.isnan(numbers)

@@ -433,8 +433,11 @@ class SklearnMembers(Recipe):
             try:  # few rows may have been too few for it: all decide, and their error is raised
                 self._try(labelled, classes, everything)
             except Exception as error:  # the kind depends on the library
+                several = len(classes) > 1 and np.ndim(labelled.labels) == 2 and "1d" in str(error)
+                wrapper = "Regressor" if labelled.labels.dtype.kind == "f" else "Classifier"
+                remedy = f" For {len(classes)} columns: MultiOutput{wrapper}(estimator)" if several else ""
                 raise ValueError(
-                    f"estimator: {self.name}: it can't be used: {type(error).__name__}: {error}"
+                    f"estimator: {self.name}: it can't be used: {type(error).__name__}: {error}{remedy}"
                 ) from error
 
     def _try(self, labelled: Rows, classes: Sequence[str], rows: np.ndarray) -> None:

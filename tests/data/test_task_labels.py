@@ -91,6 +91,8 @@ def test_numbers_have_one_form():
     frame = pd.DataFrame({"a": pd.array([1, None, 3], "Int64"), "b": [0.5, None, 2]})
     np.testing.assert_array_equal(as_numbers(frame), [[1, 0.5], [np.nan, np.nan], [3, 2]])
     assert as_numbers(pd.Series([1, 2])).shape == (2, 1)
+    with pytest.raises(ValueError, match=r"row 2 has \['abc'\] \(1 such rows\)"):
+        as_numbers(pd.Series(["1.5", "2", "abc"]))  # as a table reads a column with one text
     for given, message in (
         (["a", "b"], r"expected a number in each row.* row 0 has \['a'\]"),
         ([1.0, np.inf], "expected finite numbers"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ensdistill.common.errors import WrongArgument
 from ensdistill.job.starting import look, settings_of
 
 RNG = np.random.default_rng(0)
@@ -62,6 +63,25 @@ def test_a_stated_task_decides(tmp_path):
         look(saved(tmp_path, TAGS), separator=",")
     with pytest.raises(ValueError, match=r"expected at least 6 rows with a label; got 3"):
         look(saved(tmp_path, np.where(np.arange(80) < 3, PRICES, np.nan)), task="regression")
+
+
+def test_labels_of_classes_that_are_others_name_the_other_tasks(tmp_path):
+    with pytest.raises(ValueError, match=r"up to 790.* if they are quantities, state the task regression"):
+        look(saved(tmp_path, np.arange(80) * 10))
+    with pytest.raises(ValueError, match=r"got int64 \[80, 3\]; one-hot rows are labels.argmax\(1\); sev"):
+        look(saved(tmp_path, TAGS), task="classification")
+    with pytest.raises(WrongArgument, match=r"^--task: expected one of classification, multilabel"):
+        look(saved(tmp_path, TAGS), task="multi-label")
+
+
+def test_rows_without_tags_are_printed_as_unknown(tmp_path):
+    tags = ["red", "", "red;blue", ";", "blue"] * 8
+    lines = [f"{x:.3f},{tag}" for x, tag in zip(X[:40, 0], tags, strict=True)]
+    (tmp_path / "tags.csv").write_text("\n".join(["x,tags", *lines]))
+    found = look(tmp_path / "tags.csv", target="tags", separator=";")
+    assert (found.known, found.unlabelled) == (32, 8)
+    text = "8 without tags, which are unknown (the pool); ';' alone states that none applies"
+    assert text in dict(found.lines())["rows"]
 
 
 def test_class_folders_have_no_other_task(tmp_path):

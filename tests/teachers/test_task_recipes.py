@@ -328,6 +328,10 @@ def test_a_recipe_of_several_labels_is_tried_on_a_few_rows():
     )
     with pytest.raises(ValueError, match=r"^estimator: .*it can't be used: .*expected a regressor"):
         SklearnMembers(LogisticRegression()).check(rows(NUMBERS), ("a", "b"))
+    with pytest.raises(ValueError, match=r"it can't be used: .*For 2 columns: MultiOutputRegressor\(est"):
+        SklearnMembers(HistGradientBoostingRegressor(max_iter=3)).check(rows(NUMBERS), ("a", "b"))
+    with pytest.raises(ValueError, match=r"it can't be used: .*For 3 columns: MultiOutputClassifier\(est"):
+        SklearnMembers(HistGradientBoostingClassifier(max_iter=3)).check(rows(LABELS), NAMES)
 
 
 def test_targets_of_labelled_rows_are_mixed_by_task():

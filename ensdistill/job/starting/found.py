@@ -85,7 +85,12 @@ class Found:
         """The facts, with the sizes of the parts."""
         test = self.test if self.test is not None else self.total - self.labelled
         rows = f"{self.labelled} to learn from, {test} for testing"
-        rows += f", {self.unlabelled} without a label (the pool)" if self.unlabelled else ""
+        separator = self.data.get("init_args", {}).get("separator")
+        if self.unlabelled and separator is not None:
+            rows += f", {self.unlabelled} without tags, which are unknown (the pool)"
+            rows += f"; {separator!r} alone states that none applies"
+        elif self.unlabelled:
+            rows += f", {self.unlabelled} without a label (the pool)"
         word = {"multilabel": "labels", "regression": "numbers"}.get(self.labels.task, "classes")
         return [(word, named_classes(self.classes)), *self.facts, ("rows", rows)]
 
