@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ensdistill.common import files
-from ensdistill.report import cells, figures, footnotes, outputs, sections, table
+from ensdistill.report import cells, figures, footnotes, outputs, samples, sections, table
 from ensdistill.report.captions import SEARCH, WHOLE, shown_figures
 from ensdistill.report.drawing import Drawn, in_parts, lay_out, png, styled, svg
 from ensdistill.report.frontier import draw
@@ -116,6 +116,7 @@ def render(report: dict[str, Any], drawings: Mapping[str, Drawn]) -> str:
         footnotes=footnotes,
         outputs=outputs,
         texts=sections,
+        samples=samples,
         **script(),
     )
 

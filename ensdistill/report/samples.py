@@ -14,6 +14,7 @@ from ensdistill.data import batches as b
 LETTERS = 400  # of a text
 FIELDS = 24  # of a row
 PIXELS = 160  # of a picture's longer side
+COARSE = 64  # pixels up to which a picture is shown as squares, and not smoothed
 
 
 def shown_sample(samples: Any, row: int) -> dict[str, Any]:
@@ -55,6 +56,12 @@ def _shown(batch: Any) -> dict[str, Any]:
     if (pixels := _as_picture(array)) is not None:
         return _picture(pixels)
     return _fields(array.ravel().tolist(), [str(i) for i in range(array.size)])
+
+
+def is_coarse(png: str) -> bool:
+    """Whether a picture (base64 of a PNG file) has so few pixels that each of them is to be seen."""
+    header = base64.b64decode(png[:32])  # 24 bytes: width and height are the last eight of them
+    return max(int.from_bytes(header[16:20]), int.from_bytes(header[20:24])) <= COARSE
 
 
 def _mapping(batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from ensdistill.report.differences import SHOWN_ROWS, furthest_rows, judge_agree
 from ensdistill.report.drawing import in_parts, lay_out, panels, styled
 from ensdistill.report.measures import MEASURES
 from ensdistill.report.row_scores import ROW_SCORES, divergence, entropy
-from ensdistill.report.samples import FIELDS, LETTERS, shown_sample
+from ensdistill.report.samples import COARSE, FIELDS, LETTERS, is_coarse, shown_sample
 from ensdistill.report.sections import contributions
 from ensdistill.report.uncertainty import SHARES, judge_uncertainty, rank_correlation, selective
 
@@ -251,6 +251,12 @@ def test_pictures_keep_their_pixels(channels: int) -> None:
         if not isinstance(batch, np.ndarray) and not isinstance(batch, Lazy):  # numbers have their own range
             expected = (expected - expected.min()) / np.ptp(expected) * 255
         assert np.asarray(shown).astype(float) == pytest.approx(expected, abs=0.51)
+
+
+def test_a_photograph_is_smoothed_and_a_few_pixels_are_not() -> None:
+    for height, width, coarse in ((COARSE, 9, True), (9, COARSE + 1, False), (400, 300, False)):
+        pixels = RNG.integers(0, 256, (1, height, width, 3)).astype(np.uint8)
+        assert is_coarse(shown_sample(as_samples(Lazy(list(pixels))), 0)["png"]) is coarse
 
 
 def test_a_figure_in_parts_is_whole_again() -> None:
