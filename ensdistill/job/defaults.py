@@ -45,12 +45,6 @@ FEW = 2_000  # images; more of them are better without made ones: docs/transfer.
 # regularisation first.
 NETWORK = Optimization(weight_decay=0.05, label_smoothing=0.1)
 STUDENT = StudentOptimization()
-BOOSTING: dict[str, Any] = {
-    "learning_rate": 0.05,
-    "max_leaf_nodes": 15,
-    "l2_regularization": 1.0,
-    "max_features": 0.5,
-}
 NGRAMS = HashedNgrams(words=1, characters=(3, 4), buckets=16384, length=200)
 
 
@@ -66,8 +60,7 @@ class Defaults:
 def defaults(samples: Any, labelled: int, pool: int = 0, labels: Labels = Labels()) -> Defaults:  # noqa: B008
     """The settings for samples without settings of their own.
 
-    Tables and arrays [N, F]: boosted trees with few and with more rounds, extremely randomised trees with
-    small and with large leaves, and three networks, of which a selection remains; synthetic rows
+    Tables and arrays [N, F]: boosted trees, extremely randomised trees and three networks; synthetic rows
     by exchange with neighbours where the pool is small; a network with two hidden layers as the student.
     Images: convolution networks; few arrays are mixed and cut. Texts: linear models of
     TF-IDF, and means of n-gram embeddings; synthetic texts of a beginning and an end where the pool is small.
@@ -90,7 +83,7 @@ def defaults(samples: Any, labelled: int, pool: int = 0, labels: Labels = Labels
     --------
     >>> import numpy as np
     >>> [recipe.name for recipe in defaults(np.zeros((10, 3), np.float32), 10).teachers.members]
-    ['boosting', 'boosting-short', 'trees', 'trees-soft', 'mlp']
+    ['boosting', 'trees', 'mlp']
     """
     samples = as_samples(samples)
     about = form(samples)
@@ -120,8 +113,27 @@ def _of_numbers(columns: int, labelled: int, pool: int, preprocess: Any, labels:
     factor, least, most = ROWS
     made = _lacking(labelled, pool, factor, least, max(least, min(most, NUMBERS // max(1, columns))))
     synthetic = [Exchange(rows=made)] if made else []  # docs/transfer.md has the comparison
+    boosting = {  # docs/numbers.md has the comparison
+        "learning_rate": 0.05,
+        "max_iter": 150,
+        "max_leaf_nodes": 15,
+        "l2_regularization": 1.0,
+        "max_features": 0.5,
+    }
+    forest = {"n_estimators": 200, "min_samples_leaf": 2}
+    estimators: dict[str, Any] = {
+        "boosting": _each(HistGradientBoostingClassifier(**boosting), labels),
+        "trees": ExtraTreesClassifier(**forest),
+    }
+    if labels.task == "regression":
+        estimators = {
+            "boosting": _each(HistGradientBoostingRegressor(**boosting), labels),
+            "trees": ExtraTreesRegressor(**forest),
+        }
+    if labels.gaps:
+        del estimators["trees"]
     members: list[Recipe] = [
-        *(SklearnMembers(estimator, name=name) for name, estimator in _trees(labels).items()),
+        *(SklearnMembers(estimator, name=name) for name, estimator in estimators.items()),
         TorchMembers(
             partial(MLP, hidden=[256, 256], dropout=0.2),
             NETWORKS,
@@ -134,24 +146,6 @@ def _of_numbers(columns: int, labelled: int, pool: int, preprocess: Any, labels:
     made_of = _job(members, synthetic, student, preprocess)
     # Trees and networks are unequal: docs/teachers.md has the comparison.
     return replace(made_of, teachers=replace(made_of.teachers, select=True))
-
-
-def _trees(labels: Labels) -> dict[str, Any]:
-    """Boosted trees and forests by name, each twice: noisy labels need few rounds and large leaves, others
-    the opposite. The selection keeps those that the rows need. docs/numbers.md has the comparison."""
-    number = labels.task == "regression"
-    boosting = HistGradientBoostingRegressor if number else HistGradientBoostingClassifier
-    forest = ExtraTreesRegressor if number else ExtraTreesClassifier
-    found = {
-        name: _each(boosting(max_iter=rounds, **BOOSTING), labels)
-        for name, rounds in (("boosting", 150), ("boosting-short", 50))
-    }
-    if labels.gaps:  # which a forest does not take
-        return found
-    return found | {
-        "trees": forest(n_estimators=200, min_samples_leaf=2),
-        "trees-soft": forest(n_estimators=100, min_samples_leaf=5),
-    }
 
 
 def _network(labels: Labels) -> Optimization:

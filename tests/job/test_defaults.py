@@ -11,9 +11,8 @@ from ensdistill.data.transfer import CutMix, Exchange, Mixup, SpliceTexts
 from ensdistill.job.check import check_job
 from ensdistill.job.config import Config
 from ensdistill.job.defaults import defaults
-from ensdistill.job.kinds_of_labels import Labels
 from ensdistill.job.run_folder import RunFolder
-from ensdistill.teachers.recipes import SklearnMembers, TorchMembers
+from ensdistill.teachers.recipes import TorchMembers
 
 GENERATOR = np.random.default_rng(0)
 LABELS = np.arange(90, dtype=np.int64) % 3
@@ -52,22 +51,6 @@ def test_the_defaults_pass_the_check_of_a_job(kind: str, tmp_path: Any) -> None:
         for name in {"n_estimators", "max_iter"} & estimator.get_params().keys():
             estimator.set_params(**{name: 10})
     check_job(RunFolder(Config(Own(SAMPLES[kind]), made.teachers, made.cache, made.distill, folder=tmp_path)))
-
-
-@pytest.mark.parametrize("task", ["classification", "multilabel", "regression"])
-def test_tables_have_trees_for_noisy_labels_beside_those_for_others(task: Any) -> None:
-    several = 1 if task == "classification" else 3
-    made = defaults(SAMPLES["table"], 60, 15, Labels(task, several)).teachers
-    assert made.select
-    found = {one.name: one.estimator for one in made.members if isinstance(one, SklearnMembers)}
-    assert list(found) == ["boosting", "boosting-short", "trees", "trees-soft"]
-    parts = {name: getattr(one, "estimator", one) for name, one in found.items()}
-    long, short = (parts[name].get_params() for name in ("boosting", "boosting-short"))
-    assert short.pop("max_iter") < long.pop("max_iter")
-    assert short == long
-    assert found["trees"].min_samples_leaf < found["trees-soft"].min_samples_leaf
-    gaps = defaults(SAMPLES["table"], 60, 15, Labels(task, several, gaps=True)).teachers.members
-    assert [one.name for one in gaps if isinstance(one, SklearnMembers)] == ["boosting", "boosting-short"]
 
 
 def test_a_large_pool_needs_no_synthetic_rows() -> None:
