@@ -103,7 +103,9 @@ class CachedDistillation:
         self._handle = model.register_forward_pre_hook(self._take, with_kwargs=True)
         if self.fused:
             self._whole, self._replaced = self.head.forward, vars(self.head).get("forward")
-            self.head.forward = self._loss_or_logits
+            # Compiled by inductor, the kept mean left hidden states without a gradient; choosing positions
+            # divides the graph here in any case.
+            self.head.forward = torch.compiler.disable(self._loss_or_logits)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -212,14 +214,17 @@ class CachedDistillation:
             whole: Tensor = self._whole(hidden)
             return whole
         chosen, own = self._counted(self._batch["labels"])
-        found = linear_distillation_loss(
-            hidden[:, : chosen.shape[1]][chosen],
-            self.head.weight,
-            self._targets(self._batch),
-            own,
-            bias=self.head.bias,
-            settings=self.settings,
-        ) / len(own)
+        found = (
+            linear_distillation_loss(
+                hidden[:, : chosen.shape[1]][chosen],
+                self.head.weight,
+                self._targets(self._batch),
+                own,
+                bias=self.head.bias,
+                settings=self.settings,
+            )
+            / chosen.sum()
+        )
         self._mean = found.detach()
         return found.reshape(1, 1, 1)
 
