@@ -142,9 +142,9 @@ def _show(result: Any) -> None:
             f"{one.largest_difference:.1e}",
             *(f"{one.latency_ms[size]['p50']:.3f}" for size in ("batch_1", "batch_256")),
         )
-    console.print(
-        f"On the {result.rows} test rows, by {result.runtime}; temperature {result.temperature:.4g}:"
-    )
+    # A regression has no temperature.
+    more = "" if "rmse" in result.variants[0].figures else f"; temperature {result.temperature:.4g}"
+    console.print(f"On the {result.rows} test rows, by {result.runtime}{more}:")
     console.print(table)
     for path in result.files:
         console.print(f"written: {path}", soft_wrap=True, markup=False)

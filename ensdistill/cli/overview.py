@@ -119,18 +119,21 @@ def _commands(found: Contents) -> list[tuple[str, str]]:
     """Commands for this run, with the effect of each."""
     run = shlex.quote(str(found.folder))
     config = f"{run}/run.yaml" if found.settings else "CONFIG"
+    data = (found.settings.get("data") or {}).get("init_args") or {}
+    task = found.report.get("task") if found.report else data.get("task")
+    answers = {"multilabel": "labels and probabilities", "regression": "numbers"}.get(
+        str(task), "label and probabilities"
+    )
     trained = [name for name in found.students if found.finished.get(f"distill {name}")]
     if found.report is None:
         left = sum(found.seeds - count for count in found.finished.values())
         more = f"{left} {'stage' if left == 1 else 'stages'} and the report are left"
         work = f"go on: {more}" if left else "make the report"
         commands = [(f"ensdistill run {config}", work)]
-        commands += [(f"ensdistill predict {run} NEW.csv -o out.csv", "label and probabilities")] * bool(
-            trained
-        )
+        commands += [(f"ensdistill predict {run} NEW.csv -o out.csv", answers)] * bool(trained)
         return commands
     return [
-        (f"ensdistill predict {run} NEW.csv -o out.csv", "label and probabilities of new rows"),
+        (f"ensdistill predict {run} NEW.csv -o out.csv", f"{answers} of new rows"),
         (f"ensdistill export {run} --to onnx", "the student as one file"),
         (f"ensdistill report {config}", "the whole report; report.html has its figures"),
         (f"ensdistill run {config} --seeds {found.seeds + 2}", "more seeds: narrower intervals"),
