@@ -44,6 +44,13 @@ bool is_flat(const Matrix& m, int64_t outer, int64_t inner, int64_t classes) {
          reinterpret_cast<uintptr_t>(m.data) % 16 == 0;
 }
 
+// Whether each row begins at a boundary of 16 bytes.
+bool begins_aligned(const Matrix& m, int64_t outer, int64_t inner) {
+  const int64_t size = bytes_of(m.type);
+  return (inner == 1 || m.inner_stride * size % 16 == 0) && (outer == 1 || m.outer_stride * size % 16 == 0) &&
+         reinterpret_cast<uintptr_t>(m.data) % 16 == 0;
+}
+
 Shape shape_of(const LossArguments& a, const Problem& p, int device) {
   const int64_t K = a.members(), outer = p.rows / p.inner;
   Shape s{};
@@ -53,8 +60,8 @@ Shape shape_of(const LossArguments& a, const Problem& p, int device) {
   s.sparse = a.sparse(), s.geometric = p.geometric;
   s.keeps_softmax = p.exact_logs;
   s.unit_classes = p.student.class_stride == 1 && (a.sparse() || p.targets.class_stride == 1);
-  // On the gradient's device; its memory is new.
-  s.aligned = a.with_gradient && !s.doubles && p.classes * s.student_bytes % 16 == 0;
+  // The gradient's rows are aligned where the student's could be: its memory is new.
+  s.aligned = !s.doubles && p.classes * s.student_bytes % 16 == 0 && begins_aligned(p.student, outer, p.inner);
   s.flat = !a.sparse() && is_flat(p.student, outer, p.inner, p.classes) && is_flat(p.targets, outer, p.inner, p.classes) &&
            p.target_member_stride * bytes_of(p.targets.type) % 16 == 0;
   s.shared_limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);

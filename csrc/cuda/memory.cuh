@@ -85,8 +85,39 @@ struct Packed {
     }
   }
   ENSDISTILL_DEVICE void take(int i, const uint4& w) { word[4 * i] = w.x, word[4 * i + 1] = w.y, word[4 * i + 2] = w.z, word[4 * i + 3] = w.w; }
-  // One by one: a partial vector, or a row whose vectors aren't aligned. Elements outside the row read as zero bits. Rolled,
-  // each element pushed in from the top: the rare path must not take registers from the usual one.
+  // From any address, by the words that hold the elements, all under way at once.
+  ENSDISTILL_DEVICE void load_words(const T* from) {
+    const auto address = reinterpret_cast<uintptr_t>(from);
+    if constexpr (sizeof(T) == 4) {
+#pragma unroll
+      for (int i = 0; i < words; ++i) word[i] = bits(from + i);
+    } else {
+      const auto* const first = reinterpret_cast<const uint32_t*>(address / 4 * 4);
+      const unsigned shift = unsigned(address % 4) * 8;
+      uint32_t last = shift ? __ldg(first + words) : 0;  // an aligned vector's last word may be the tensor's
+#pragma unroll
+      for (int i = 0; i < words; ++i) word[i] = __ldg(first + i);
+#pragma unroll
+      for (int i = 0; i < words; ++i) word[i] = __funnelshift_r(word[i], i + 1 < words ? word[i + 1] : last, shift);
+    }
+  }
+  // To any address: words, and at an odd one a half at either end.
+  ENSDISTILL_DEVICE void store_words(T* to) const {
+    auto* at = reinterpret_cast<uint32_t*>(to);
+    if (sizeof(T) == 4 || reinterpret_cast<uintptr_t>(to) % 4 == 0) {
+#pragma unroll
+      for (int i = 0; i < words; ++i) __stwb(at + i, word[i]);
+      return;
+    }
+    auto* const halves = reinterpret_cast<uint16_t*>(to);
+    __stwb(halves, uint16_t(word[0]));
+    at = reinterpret_cast<uint32_t*>(halves + 1);
+#pragma unroll
+    for (int i = 0; i + 1 < words; ++i) __stwb(at + i, __funnelshift_r(word[i], word[i + 1], 16));
+    __stwb(halves + 2 * words - 1, uint16_t(word[words - 1] >> 16));
+  }
+  // One by one: a vector at an end of the row. Elements outside the row read as zero bits. Rolled, each element pushed in from
+  // the top: the rare path must not take registers from the usual one.
   ENSDISTILL_DEVICE void load_elements(const T* row, int first, const Span<V>& span) {
     constexpr int width = 32 / per_word;
 #pragma unroll
@@ -159,20 +190,27 @@ struct Packed {
 template <class T, int V>
 struct Source {
   using Bits = Packed<T, V>;
+  static constexpr int width = Bits::bytes < 16 ? Bits::bytes : 16;  // of an access
   const T* row;
   const Span<V>* span;
-  bool aligned;
+  int apart;          // bytes from a boundary of that width to each vector
+  int before, after;  // elements that the words around a vector hold besides: these have to be the row's, too
   Decoding<float> decoding;
 
   ENSDISTILL_DEVICE Source(const T* row, const Span<V>& span, const Decoding<float>& decoding) : row(row), span(&span), decoding(decoding) {
-    constexpr unsigned width = Bits::bytes < 16 ? Bits::bytes : 16;
-    aligned = (reinterpret_cast<uintptr_t>(row) + uintptr_t(intptr_t(span.start)) * sizeof(T)) % width == 0;
+    apart = int((reinterpret_cast<uintptr_t>(row) + uintptr_t(intptr_t(span.start)) * sizeof(T)) % width);
+    before = apart % 4 / int(sizeof(T)), after = (4 - apart % 4) % 4 / int(sizeof(T));
   }
+  // Elements from a boundary to the row's first.
+  static ENSDISTILL_DEVICE int offset_of(const T* row) { return int(reinterpret_cast<uintptr_t>(row) % width / sizeof(T)); }
+  // Whether a vector can be read without a question for each element.
+  ENSDISTILL_DEVICE bool direct(int first) const { return first >= before && first + V + after <= span->classes; }
   ENSDISTILL_DEVICE Bits load(int step) const {
     const int first = span->first(step);
     Bits bits;
-    if (aligned && span->whole(first)) bits.load(row + first);
-    else bits.load_elements(row, first, *span);
+    if (!direct(first)) bits.load_elements(row, first, *span);
+    else if (apart == 0) bits.load(row + first);
+    else bits.load_words(row + first);
     return bits;
   }
   ENSDISTILL_DEVICE float plain(const Bits& bits, int j) const { return decoding.template plain<T>(bits.at(j)); }
@@ -203,21 +241,41 @@ struct Shelf {
   }
   ENSDISTILL_DEVICE void put_numbers(int step, const float* x) const { Bits::encode(x).put(slot(step)); }
 
-  // Begins to bring a row here; the thread has it when it has waited for the copies.
+  // Begins to bring a row here; the thread has it when it has waited for the copies. Only the first and the last of a thread's vectors
+  // can be at an end of the row. Vectors that begin at a word are copied word by word; others pass through registers.
   ENSDISTILL_DEVICE void bring(const Source<T, V>& source) const {
+    int from = 0, to = source.span->steps;
 #pragma unroll 1
-    for (int step = 0; step < source.span->steps; ++step) {
-      const int first = source.span->first(step);
-      if (source.aligned && source.span->whole(first)) {
-        constexpr int piece = Bits::bytes < 16 ? Bits::bytes : 16;
-#pragma unroll
-        for (int i = 0; i < Bits::bytes / piece; ++i)
-          async_copy<piece>(slot(step) + i * piece, reinterpret_cast<const unsigned char*>(source.row + first) + i * piece);
-      } else {
-        source.load(step).put(slot(step));
+    for (int end = 0; end < 2 && from < to; ++end) {
+      const int step = end == 0 ? from : to - 1, first = source.span->first(step);
+      if (source.direct(first)) continue;
+      Bits bits;
+      bits.load_elements(source.row, first, *source.span);
+      bits.put(slot(step));
+      if (end == 0) ++from;
+      else --to;
+    }
+    const T* at = source.row + source.span->first(from);
+    unsigned char* put = slot(from);
+    if (source.apart == 0) copy<Source<T, V>::width>(at, put, to - from, source.span->stride);
+    else if (source.apart % 4 == 0) copy<4>(at, put, to - from, source.span->stride);
+    else {
+#pragma unroll 2
+      for (; from < to; ++from, at += source.span->stride, put += blockDim.x * Bits::bytes) {
+        Bits bits;
+        bits.load_words(at);
+        bits.put(put);
       }
     }
     async_commit();
+  }
+  template <int kPiece>
+  ENSDISTILL_DEVICE void copy(const T* at, unsigned char* put, int vectors, int stride) const {
+#pragma unroll 4
+    for (int n = 0; n < vectors; ++n, at += stride, put += blockDim.x * Bits::bytes) {
+#pragma unroll
+      for (int i = 0; i < Bits::bytes / kPiece; ++i) async_copy<kPiece>(put + i * kPiece, reinterpret_cast<const unsigned char*>(at) + i * kPiece);
+    }
   }
 };
 

@@ -81,9 +81,7 @@ struct Vectors : PanelBase<Student, Target, Traits<Student>::vector, kResident_ 
   ENSDISTILL_DEVICE void open(const Row& row) {
     student_start = p.student.at(row.row, int64_t(p.inner));
     gradient = p.gradient ? static_cast<Student*>(p.gradient) + p.gradient_layout.at(row.row, int64_t(p.inner)) : nullptr;
-    // Cut so that whole vectors are aligned where they are written.
-    const void* first = gradient ? static_cast<const void*>(gradient) : static_cast<const Student*>(p.student.data) + student_start;
-    const int shift = int(reinterpret_cast<uintptr_t>(first) % 16 / sizeof(Student));
+    const int shift = cut(row.row);
     const int vectors = (int(p.classes) + shift + V - 1) / V;
     this->all_steps = vectors > group.rank ? (vectors - group.rank + group.size - 1) / group.size : 0;
     span = {group.rank * V - shift, group.size * V, int(p.classes), row.active ? this->all_steps : 0};
@@ -91,6 +89,16 @@ struct Vectors : PanelBase<Student, Target, Traits<Student>::vector, kResident_ 
       student().bring(source());
       if (p.kind != Kind::topk) bring_member(0, row.row);
     }
+  }
+  // Elements from a boundary of 16 bytes to the row's first, of two among student, gradient and targets that agree, if there are two; else
+  // the student's. The third is read or written by words: rows of padded vocabularies, whose gradient is not padded.
+  ENSDISTILL_DEVICE int cut(int64_t row) const {
+    const int ours = Source<Student, V>::offset_of(static_cast<const Student*>(p.student.data) + student_start);
+    if (!gradient || p.kind == Kind::topk) return ours;
+    const int written = Source<Student, V>::offset_of(gradient);
+    using Theirs = Source<Target, V>;
+    const int theirs = Theirs::offset_of(static_cast<const Target*>(p.targets.data) + p.targets.at(row, int64_t(p.inner)));
+    return (written - theirs) % (Theirs::width / int(sizeof(Target))) == 0 ? written : ours;
   }
   ENSDISTILL_DEVICE void wait_for_student() const {
     if constexpr (!kResident) return;
@@ -125,7 +133,9 @@ struct Vectors : PanelBase<Student, Target, Traits<Student>::vector, kResident_ 
   ENSDISTILL_DEVICE void store(int step, const float* g) const {
     const int first = span.first(step);
     if (span.whole(first)) {
-      Packed<Student, V>::encode(g).put(reinterpret_cast<unsigned char*>(gradient + first));
+      const auto packed = Packed<Student, V>::encode(g);
+      if (reinterpret_cast<uintptr_t>(gradient + first) % 16 == 0) packed.put(reinterpret_cast<unsigned char*>(gradient + first));
+      else packed.store_words(gradient + first);
       return;
     }
 #pragma unroll

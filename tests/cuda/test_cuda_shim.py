@@ -24,7 +24,16 @@ import test_loss_shares
 import test_loss_traps
 import test_topk
 import torch
-from closed_forms import DIVERGENCES, assert_close, closed_forms, make_codes, make_logits, run, worst
+from closed_forms import (
+    DIVERGENCES,
+    assert_close,
+    closed_forms,
+    make_codes,
+    make_logits,
+    make_top_k,
+    run,
+    worst,
+)
 from cuda_shim_helpers import DEVICES, H100, Builder, Shim, kernels_in, run_within_bounds
 from test_divergences import legal, make_targets
 
@@ -203,7 +212,7 @@ def test_every_pair_of_types(kind: Any, dtype: torch.dtype, shim: Shim) -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("c", [10, 123, 1003, 2501])
+@pytest.mark.parametrize("c", [10, 123, 1003, 1016, 2501])
 def test_rows_start_anywhere(c: int, dtype: torch.dtype, on_h100: Shim) -> None:
     """128-bit accesses need 16-byte boundaries, and rows needn't: an access that isn't aligned would be
     reported."""
@@ -216,6 +225,24 @@ def test_rows_start_anywhere(c: int, dtype: torch.dtype, on_h100: Shim) -> None:
         else:
             targets = make_logits(2, 5, c + 5, seed=1, dtype=FLOATS[shift % 3])[..., shift : c + shift]
         assert_close(run(student, targets), student, targets)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("c", [501, 2501])
+def test_padded_vocabularies(c: int, dtype: torch.dtype, on_h100: Shim) -> None:
+    """Student and targets in aligned rows of which the last columns are padding, on chip and read again; the
+    gradient has no padding. Beside them targets, and codes, in rows that follow each other."""
+    pitch = -(-c // 16) * 16
+    student = make_logits(5, pitch, seed=0, dtype=dtype)[:, :c]
+    padded = make_logits(2, 5, pitch, seed=1, dtype=dtype)[..., :c]
+    codes = make_codes(3, 5, c, seed=2)
+    for targets in (padded, padded.contiguous(), codes, type(codes)(codes.codes.contiguous(), codes.scale, codes.offset)):
+        assert_close(run(student, targets), student, targets)
+    _, rows = distillation_loss(student, padded, statistics=True)
+    truth = closed_forms(student, padded).statistics
+    assert worst(rows.disagreement, truth[:, 3]) <= 1e-5
+    targets = make_top_k(5, c, 7, seed=3)
+    assert_close(run(student, targets), student, targets)
 
 
 def test_results_do_not_depend_on_the_order(on_h100: Shim) -> None:
