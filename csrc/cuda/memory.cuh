@@ -136,22 +136,22 @@ struct Packed {
       }
     }
   }
-  // To and from a thread's own place in shared memory.
-  ENSDISTILL_DEVICE void put(unsigned char* slot) const {
+  // To and from a thread's own place in shared memory, whose pieces of 16 bytes lie that many bytes apart; to device memory.
+  ENSDISTILL_DEVICE void put(unsigned char* slot, int apart = 16) const {
     if constexpr (bytes >= 16) {
 #pragma unroll
       for (int i = 0; i < bytes / 16; ++i)
-        reinterpret_cast<uint4*>(slot)[i] = make_uint4(word[4 * i], word[4 * i + 1], word[4 * i + 2], word[4 * i + 3]);
+        *reinterpret_cast<uint4*>(slot + i * apart) = make_uint4(word[4 * i], word[4 * i + 1], word[4 * i + 2], word[4 * i + 3]);
     } else if constexpr (bytes == 8) {
       *reinterpret_cast<uint2*>(slot) = make_uint2(word[0], word[1]);
     } else {
       *reinterpret_cast<uint32_t*>(slot) = word[0];
     }
   }
-  ENSDISTILL_DEVICE void get(const unsigned char* slot) {
+  ENSDISTILL_DEVICE void get(const unsigned char* slot, int apart = 16) {
     if constexpr (bytes >= 16) {
 #pragma unroll
-      for (int i = 0; i < bytes / 16; ++i) take(i, reinterpret_cast<const uint4*>(slot)[i]);
+      for (int i = 0; i < bytes / 16; ++i) take(i, *reinterpret_cast<const uint4*>(slot + i * apart));
     } else if constexpr (bytes == 8) {
       const uint2 w = *reinterpret_cast<const uint2*>(slot);
       word[0] = w.x, word[1] = w.y;
@@ -217,17 +217,20 @@ struct Source {
   ENSDISTILL_DEVICE bool takes_log() const { return decoding.template takes_log<T>(); }
 };
 
-// The same vectors, once they are in the thread's column of shared memory.
+// The same vectors, once they are in the thread's column of shared memory. Of vectors of 32 bytes, all threads' first halves come before
+// all second ones: neighbours' accesses of 16 bytes then have no bank in common.
 template <class T, int V>
 struct Shelf {
   using Bits = Packed<T, V>;
+  static constexpr int piece = Bits::bytes < 16 ? Bits::bytes : 16;
   unsigned char* column;
   Decoding<float> decoding;
 
+  ENSDISTILL_DEVICE int apart() const { return int(blockDim.x) * piece; }
   ENSDISTILL_DEVICE unsigned char* slot(int step) const { return column + size_t(step) * blockDim.x * Bits::bytes; }
   ENSDISTILL_DEVICE Bits load(int step) const {
     Bits bits;
-    bits.get(slot(step));
+    bits.get(slot(step), apart());
     return bits;
   }
   ENSDISTILL_DEVICE float plain(const Bits& bits, int j) const { return decoding.template plain<T>(bits.at(j)); }
@@ -239,7 +242,7 @@ struct Shelf {
 #pragma unroll
     for (int j = 0; j < V; ++j) x[j] = bits.at(j);
   }
-  ENSDISTILL_DEVICE void put_numbers(int step, const float* x) const { Bits::encode(x).put(slot(step)); }
+  ENSDISTILL_DEVICE void put_numbers(int step, const float* x) const { Bits::encode(x).put(slot(step), apart()); }
 
   // Begins to bring a row here; the thread has it when it has waited for the copies. Only the first and the last of a thread's vectors
   // can be at an end of the row. Vectors that begin at a word are copied word by word; others pass through registers.
@@ -251,7 +254,7 @@ struct Shelf {
       if (source.direct(first)) continue;
       Bits bits;
       bits.load_elements(source.row, first, *source.span);
-      bits.put(slot(step));
+      bits.put(slot(step), apart());
       if (end == 0) ++from;
       else --to;
     }
@@ -264,7 +267,7 @@ struct Shelf {
       for (; from < to; ++from, at += source.span->stride, put += blockDim.x * Bits::bytes) {
         Bits bits;
         bits.load_words(at);
-        bits.put(put);
+        bits.put(put, apart());
       }
     }
     async_commit();
@@ -274,7 +277,8 @@ struct Shelf {
 #pragma unroll 4
     for (int n = 0; n < vectors; ++n, at += stride, put += blockDim.x * Bits::bytes) {
 #pragma unroll
-      for (int i = 0; i < Bits::bytes / kPiece; ++i) async_copy<kPiece>(put + i * kPiece, reinterpret_cast<const unsigned char*>(at) + i * kPiece);
+      for (int i = 0; i < Bits::bytes; i += kPiece)
+        async_copy<kPiece>(put + i / piece * apart() + i % piece, reinterpret_cast<const unsigned char*>(at) + i);
     }
   }
 };

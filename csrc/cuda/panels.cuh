@@ -111,7 +111,7 @@ struct Vectors : PanelBase<Student, Target, Traits<Student>::vector, kResident_ 
     return Source<Student, V>(static_cast<const Student*>(p.student.data) + student_start, span, {});
   }
   ENSDISTILL_DEVICE auto student() const {
-    if constexpr (kResident) return Shelf<Student, V>{column(0, 16), {}};
+    if constexpr (kResident) return shelf<Student>(0);
     else return source();
   }
   ENSDISTILL_DEVICE Source<Target, V> member(int k, int64_t row) const {
@@ -120,15 +120,15 @@ struct Vectors : PanelBase<Student, Target, Traits<Student>::vector, kResident_ 
   ENSDISTILL_DEVICE void bring_member(int k, int64_t row) const { shelf_of(k, row).bring(member(k, row)); }
 
   // Shelves, one after the other: the student's, the targets' buffers, the sum.
-  ENSDISTILL_DEVICE unsigned char* column(int64_t bytes_before, int slot_bytes) const {
-    return memory + p.shelves_at + bytes_before * p.steps * blockDim.x + threadIdx.x * slot_bytes;
+  template <class T>
+  ENSDISTILL_DEVICE Shelf<T, V> shelf(int64_t bytes_before, const Decoding<float>& decoding = {}) const {
+    return {memory + p.shelves_at + bytes_before * p.steps * blockDim.x + threadIdx.x * Shelf<T, V>::piece, decoding};
   }
   // Of one buffer, or of two in turn.
   ENSDISTILL_DEVICE Shelf<Target, V> shelf_of(int k, int64_t row) const {
-    constexpr int bytes = Packed<Target, V>::bytes;
-    return {column(16 + (k & (p.buffers - 1)) * bytes, bytes), this->decoding_of(k, row)};
+    return shelf<Target>(16 + (k & (p.buffers - 1)) * Packed<Target, V>::bytes, this->decoding_of(k, row));
   }
-  ENSDISTILL_DEVICE Shelf<float, V> sum() const { return {column(16 + p.buffers * Packed<Target, V>::bytes, 4 * V), {}}; }
+  ENSDISTILL_DEVICE Shelf<float, V> sum() const { return shelf<float>(16 + p.buffers * Packed<Target, V>::bytes); }
 
   ENSDISTILL_DEVICE void store(int step, const float* g) const {
     const int first = span.first(step);
