@@ -90,7 +90,7 @@ struct DenseRow : RowBase<Panel> {
         }
         last = softmax_of_member<U>(shelf);
         panel.keep_softmax(k, last);
-        if (k + 1 < members) add_to_sum(k, [&](const Real* z, int j) { return member_weight(k) * exponential(last.log_prob(z[j])); }, shelf);
+        if (k + 1 < members) add_to_sum(k, [&](const Real* z, int j) { return member_weight(k) * power(last.log_power(z[j])); }, shelf);
       }
       if (p.geometric && members > 1) last = softmax_of<1>(panel.sum());
     } else if (p.geometric && members > 1) {
@@ -135,7 +135,7 @@ struct DenseRow : RowBase<Panel> {
     }
   }
 
-  // --- the mixture of a vector, and its logarithms
+  // --- the mixture of a vector, and its logarithms: for the forward KL those that power() takes
 
   ENSDISTILL_DEVICE void mixture(int step, Real* prob, Real* log_prob) const {
     Real z[1][V];
@@ -145,7 +145,7 @@ struct DenseRow : RowBase<Panel> {
       if (single) return from_logits(z[0], prob, log_prob);
       panel.sum().get_numbers(step, prob);
 #pragma unroll
-      for (int j = 0; j < V; ++j) prob[j] += last_weight * exponential(last.log_prob(z[0][j]));
+      for (int j = 0; j < V; ++j) prob[j] += last_weight * power(last.log_power(z[0][j]));
     } else {
       if (single) {
         if (p.geometric && members > 1) read_mean(step, z);
@@ -159,11 +159,11 @@ struct DenseRow : RowBase<Panel> {
         read_member(k, step, z);
         const Softmax<Real> member = panel.softmax(k, last.inv_t);
 #pragma unroll
-        for (int j = 0; j < V; ++j) prob[j] += member_weight(k) * exponential(member.log_prob(z[0][j]));
+        for (int j = 0; j < V; ++j) prob[j] += member_weight(k) * power(member.log_power(z[0][j]));
       }
     }
 #pragma unroll
-    for (int j = 0; j < V; ++j) log_prob[j] = logarithm(prob[j]);
+    for (int j = 0; j < V; ++j) log_prob[j] = kForward ? power_log(prob[j]) : logarithm(prob[j]);
     if constexpr (!kForward) {
       // Under a logarithm alone, probabilities without digits left in a float still matter. Rolled, because it is rare.
       if (!p.exact_logs) return;
@@ -188,7 +188,10 @@ struct DenseRow : RowBase<Panel> {
   // Exact log-probabilities, made as the student's are: the loss is 0 where they agree.
   ENSDISTILL_DEVICE void from_logits(const Real* z, Real* prob, Real* log_prob) const {
 #pragma unroll
-    for (int j = 0; j < V; ++j) log_prob[j] = last.log_prob(z[j]), prob[j] = exponential(log_prob[j]);
+    for (int j = 0; j < V; ++j) {
+      log_prob[j] = kForward ? last.log_power(z[j]) : last.log_prob(z[j]);
+      prob[j] = kForward ? power(log_prob[j]) : exponential(log_prob[j]);
+    }
   }
   ENSDISTILL_DEVICE Real log_of_little(int c) const {
     Real max = minus_infinity<Real>(), sum = 0;
@@ -222,13 +225,13 @@ struct DenseRow : RowBase<Panel> {
       Real g[V];
 #pragma unroll
       for (int j = 0; j < V; ++j) {
-        const Real log_q = q.log_prob(s[j]);
-        value += forward_kl_term(prob[j], log_prob[j], log_q);
-        g[j] = forward_kl_gradient(exponential(log_q), prob[j], scale.divergence);
+        const Real log_q = q.log_power(s[j]), log_ratio = log_prob[j] - log_q;
+        if (prob[j] != 0) value += prob[j] * log_ratio;  // no mass adds nothing, also where the ratio is infinite; a NaN stays visible
+        g[j] = forward_kl_gradient(power(log_q), prob[j], scale.divergence);
       }
       if (p.gradient) this->store(step, s, g);
     });
-    return panel.group.reduce(value, Real(0), Add<Real>{});
+    return natural(panel.group.reduce(value, Real(0), Add<Real>{}));
   }
 
   // Elements outside the row have neither p nor q, so they add nothing.

@@ -40,6 +40,11 @@ ENSDISTILL_DEVICE float power_scale(float a) { return a * 1.44269504f; }
 ENSDISTILL_DEVICE double power_scale(double a) { return a; }
 ENSDISTILL_DEVICE float exponential(float x) { return power(power_scale(x)); }
 ENSDISTILL_DEVICE double exponential(double x) { return exp(x); }
+// Logarithms that power() takes, and their natural ones.
+ENSDISTILL_DEVICE float power_log(float x) { return log2f(x); }
+ENSDISTILL_DEVICE double power_log(double x) { return log(x); }
+ENSDISTILL_DEVICE float natural(float x) { return x * 0.693147181f; }
+ENSDISTILL_DEVICE double natural(double x) { return x; }
 ENSDISTILL_DEVICE float logarithm(float x) { return logf(x); }
 ENSDISTILL_DEVICE double logarithm(double x) { return log(x); }
 

@@ -38,6 +38,8 @@ struct Softmax {
   Softmax() = default;
   ENSDISTILL_DEVICE Softmax(R max, R inv_t, R sum) : max(max), inv_t(inv_t), log_sum(logarithm(sum)) {}
   ENSDISTILL_DEVICE R log_prob(R x) const { return (x - max) * inv_t - log_sum; }
+  // The same for power(), which saves exponential()'s multiplication.
+  ENSDISTILL_DEVICE R log_power(R x) const { return (x - max) * power_scale(inv_t) - power_scale(log_sum); }
   ENSDISTILL_DEVICE R log_sum_exp() const { return max * inv_t + log_sum; }
 };
 
