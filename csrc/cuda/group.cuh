@@ -35,10 +35,15 @@ struct Group {
 
   template <class T, class Op>
   ENSDISTILL_DEVICE T reduce(T x, T neutral, const Op& op) {
+    return meet(x, neutral, [&](T mine, int count) { return reduce_lanes(mine, count, op); });
+  }
+  // The same for numbers that are reduced in steps: across(x, lanes) does so for some lanes.
+  template <class T, class Across>
+  ENSDISTILL_DEVICE T meet(T x, T neutral, const Across& across) {
     if constexpr (kMeeting == Meeting::alone) return x;
-    if (kMeeting == Meeting::any && lanes <= 32) return reduce_lanes(x, lanes, op);
-    x = reduce_block(x, neutral, op);
-    return kMeeting == Meeting::any && blocks > 1 ? reduce_blocks(x, neutral, op) : x;
+    if (kMeeting == Meeting::any && lanes <= 32) return across(x, lanes);
+    x = meet_in_block(x, neutral, across);
+    return kMeeting == Meeting::any && blocks > 1 ? meet_in_cluster(x, neutral, across) : x;
   }
   ENSDISTILL_DEVICE void sync() const {
     if constexpr (kMeeting == Meeting::alone) return;
@@ -52,19 +57,19 @@ struct Group {
  private:
   // One barrier: the next reduction writes the other set of slots, and nobody can write this one again before all threads
   // have passed that next one's barrier, that is, have read this one.
-  template <class T, class Op>
-  ENSDISTILL_DEVICE T reduce_block(T x, T neutral, const Op& op) {
+  template <class T, class Across>
+  ENSDISTILL_DEVICE T meet_in_block(T x, T neutral, const Across& across) {
     static_assert(sizeof(T) <= kSlotBytes, "a slot's size");
     T* slot = reinterpret_cast<T*>(memory + 32 * kSlotBytes * turn);
     turn ^= 1;
     const int thread = int(threadIdx.x), warps = int(blockDim.x) / 32;
-    x = reduce_lanes(x, 32, op);
+    x = across(x, 32);
     if (thread % 32 == 0) slot[thread / 32] = x;
     __syncthreads();
-    return reduce_lanes(thread % 32 < warps ? slot[thread % 32] : neutral, 32, op);
+    return across(thread % 32 < warps ? slot[thread % 32] : neutral, 32);
   }
-  template <class T, class Op>
-  ENSDISTILL_DEVICE T reduce_blocks(T x, T neutral, const Op& op) {
+  template <class T, class Across>
+  ENSDISTILL_DEVICE T meet_in_cluster(T x, T neutral, const Across& across) {
     auto* mine = reinterpret_cast<uint32_t*>(memory + kSlotBytes * (64 + turn));
     if (threadIdx.x == 0) memcpy(mine, &x, sizeof(T));
     cluster_barrier();
@@ -76,7 +81,7 @@ struct Group {
       for (int i = 0; i < int(sizeof(T) / 4); ++i) word[i] = word_of_block(mine + i, lane);
       memcpy(&x, word, sizeof(T));
     }
-    return reduce_lanes(x, 32, op);
+    return across(x, 32);
   }
 };
 

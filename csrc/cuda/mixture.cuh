@@ -26,7 +26,7 @@ ENSDISTILL_DEVICE double plus_product(double sum, double a, double b) { return _
 // Below this, log p is worked out from logarithms: p itself has lost digits, or is zero.
 constexpr double kLittle = 1e-290;
 
-// Sums over the threads before this one: places in an order, and running totals. One barrier each; see Group::reduce_block.
+// Sums over the threads before this one: places in an order, and running totals. One barrier each; see Group::meet_in_block.
 struct Scan {
   int64_t* memory;  // [2 * 32]
   int turn = 0;

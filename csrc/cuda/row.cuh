@@ -32,6 +32,21 @@ struct Merge {
   }
 };
 
+// Over lanes: first the largest of all, to which each rescales its own sums once; a Merge in each round would take two exponentials a sum.
+template <class R>
+struct MergeLanes {
+  R inv_t;
+  bool with_unit, with_total;
+  ENSDISTILL_DEVICE LogSums<R> operator()(LogSums<R> mine, int lanes) const {
+    const R max = reduce_lanes(mine.max, lanes, [](R a, R b) { return larger(a, b); }), against = reference_of(max);
+    LogSums<R> all{max, 0, 0, 0};
+    all.sum = reduce_lanes(mine.sum * power((mine.max - against) * power_scale(inv_t)), lanes, Add<R>{});
+    if (with_unit) all.unit = reduce_lanes(mine.unit * exponential(mine.max - against), lanes, Add<R>{});
+    if (with_total) all.total = reduce_lanes(mine.total, lanes, Add<R>{});
+    return all;
+  }
+};
+
 template <class R>
 struct Softmax {
   R max = 0, inv_t = 0, log_sum = 0;
@@ -174,7 +189,7 @@ struct RowBase {
       }
       s.max = next;
     }
-    return panel.group.reduce(s, LogSums<Real>::nothing(), Merge<Real>{inv_t, unit});
+    return panel.group.meet(s, LogSums<Real>::nothing(), MergeLanes<Real>{inv_t, unit, total});
   }
   // Classes without weight may be masked.
   ENSDISTILL_DEVICE Real weighted(int c, Real x) const {

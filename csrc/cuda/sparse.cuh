@@ -115,6 +115,7 @@ struct SparseRow : RowBase<Panel> {
 
     const Real inv_t = Real(1 / p.temperature);
     const Merge<Real> merge{inv_t, this->own_unit()};
+    const MergeLanes<Real> across{inv_t, this->own_unit(), this->smoothed()};
     const auto student = panel.student();
     Real total = 0;
     const LogSums<Real> outside = this->template sums<1>(
@@ -137,7 +138,7 @@ struct SparseRow : RowBase<Panel> {
       if (s != minus_infinity<Real>()) mine = merge(mine, LogSums<Real>{s, 1, 1, 0});
       total_p += exp(log_p);
     });
-    this->know_student(merge(outside, panel.group.reduce(mine, LogSums<Real>::nothing(), merge)));
+    this->know_student(merge(outside, panel.group.meet(mine, LogSums<Real>::nothing(), across)));
     total_p = panel.group.reduce(total_p, 0.0, Add<double>{});
     const double log_total = p.tail_mode == TailMode::renormalize ? log(total_p) : 0.0;
 
