@@ -45,13 +45,13 @@ struct Group {
     x = meet_in_block(x, neutral, across);
     return kMeeting == Meeting::any && blocks > 1 ? meet_in_cluster(x, neutral, across) : x;
   }
+  // For shared memory, which is each block's own.
   ENSDISTILL_DEVICE void sync() const {
     if constexpr (kMeeting == Meeting::alone) return;
     if (kMeeting == Meeting::any && lanes <= 32) __syncwarp();
-    else if (kMeeting == Meeting::any && blocks > 1) cluster_barrier();
     else __syncthreads();
   }
-  // In its block: shared memory is each block's own.
+  // In its block.
   ENSDISTILL_DEVICE bool first_here() const { return int(threadIdx.x) % lanes == 0; }
 
  private:
@@ -71,7 +71,10 @@ struct Group {
   template <class T, class Across>
   ENSDISTILL_DEVICE T meet_in_cluster(T x, T neutral, const Across& across) {
     auto* mine = reinterpret_cast<uint32_t*>(memory + kSlotBytes * (64 + turn));
-    if (threadIdx.x == 0) memcpy(mine, &x, sizeof(T));
+    if (threadIdx.x < 32) {  // whole warps, which the barrier needs
+      if (threadIdx.x == 0) memcpy(mine, &x, sizeof(T));
+      cluster_fence();
+    }
     cluster_barrier();
     x = neutral;
     const int lane = int(threadIdx.x) % 32;

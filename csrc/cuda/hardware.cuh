@@ -114,11 +114,18 @@ ENSDISTILL_DEVICE int cluster_size() {
 #endif
   return int(size);
 }
+// All threads of a cluster meet. It orders nobody's accesses before it but those of threads that called cluster_fence(): a fence waits
+// until all that its thread has stored is visible, the gradient too, so only threads call it whose stores other blocks read.
 ENSDISTILL_DEVICE void cluster_barrier() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 #else
   __syncthreads();
+#endif
+}
+ENSDISTILL_DEVICE void cluster_fence() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.acq_rel.cluster;" ::: "memory");
 #endif
 }
 // The word at the same place of another block's shared memory.
