@@ -42,6 +42,8 @@ LAUNCHES = 10e-6  # memset, prepare, two sums of the rows' losses
 ROW_LOSS = 4  # bytes, which the first of these reads
 DATA = 2 << 30  # as ensdistill/bench/cuda.py has it
 TARGETS = {1: 0.9, 4: 0.8, 8: 0.8}  # share of the copy's speed, from 1000 classes on; below 0.6
+# Bytes of an element; top-k targets have no dense ones.
+SIZES = {"uint8": 1, "topk": 0} | {name: dtype.itemsize for name, dtype in DTYPES.items()}
 MARK = "<!-- python -m benchmarks predict -->"
 # Cost of a class beside the forward KL's term, in each of the two last sweeps that other divergences take. A
 # JSD has two logarithms and two divisions, each of which uses the special functions once.
@@ -77,35 +79,37 @@ def work(
     divergence: str = "forward_kl",
     labels: bool = False,
     sparse: bool = False,
+    *,
+    wide: bool = False,
+    at_once: bool = True,
 ) -> Work:
-    """Sums of the student and of each member; a running sum of all but the last; then the mixture, q, term
-    and gradient.
+    """Sums of the student and of each member, the mixture, q, term and gradient.
 
-    A sweep's step on a number: decode 1 (of a code 4), compare, subtract and multiply 3, exponential 5 (one
-    of them the unit's; the others keep subnormal results), add 1. For sparse targets only the cost of each
-    class: the student's sum and q.
+    Of dense rows, from machine code for 9.0 (PREDICTIONS.md has the counts): a number's copy 1, its
+    sum of exponentials 9 (of a code 13), its part of the mixture 8 (of a code 12), the last sweep
+    of student and one member 17.5; members in turn beside their sum 1.5 more each, and 1.5 for the sum.
+    ``wide`` numbers, float32, share a vector's overhead with three others instead of seven. For sparse
+    targets only the cost of each class: the student's sum and q.
     """
     if sparse:
         return Work(2.0, 42.0)  # with a look into the index in both sweeps
-    decode, several = 4 if codes else 1, members > 1
-    resident = layout in ("tile", "block", "cluster")
-    exponentials, instructions = 1.0 + members, 10.0 + members * (9 + decode)
-    if several and resident:
-        exponentials, instructions = exponentials + members - 1, instructions + (members - 1) * (9 + decode)
-    again = 1 if resident else members
-    exponentials, instructions = exponentials + again, instructions + again * (8 + decode)
-    if several:
-        instructions += 20  # a logarithm of the mixture, and the sum from where it is kept
-    exponentials, instructions = exponentials + 1, instructions + 18
+    decode, several = 4 if codes else 0, members > 1
+    exponentials, instructions = 1.0 + members, 10.0 + members * (10 + decode)
+    mixing = members * 8 + 5 if several else 8  # and a logarithm of the mixture
+    exponentials, instructions = exponentials + members + several, instructions + mixing + members * decode
+    if several and not at_once:
+        instructions += 1.5 * members
+    exponentials, instructions = exponentials + 1, instructions + 9.5
     if (
         divergence != "forward_kl"
     ):  # the mixture, q and the term twice: for the slopes' sum, then for the gradient
         special, more = TERMS[divergence]
+        again = 1 if layout in ("tile", "block", "cluster") and not at_once else members
         exponentials += again + 1 + 2 * special
         instructions += again * (8 + decode) + 18 + 20 * several + 2 * more
     if labels:  # the softmax at T = 1: its sum, and its part of the gradient
         exponentials, instructions = exponentials + 2, instructions + 20
-    return Work(exponentials, instructions)
+    return Work(exponentials, instructions * (4 / 3 if wide else 1))
 
 
 def occupancy(plan: KernelPlan, forward: bool = True) -> int:
@@ -123,14 +127,13 @@ def occupancy(plan: KernelPlan, forward: bool = True) -> int:
 def plan_of(case: Case) -> KernelPlan:
     """For an H100, also on other machines; the registers are the budget, so that the table is the same
     everywhere."""
-    sizes = {"uint8": 1, "topk": 0} | {name: dtype.itemsize for name, dtype in DTYPES.items()}
     rows = case.layout == "rows"
     plan = _native.kernel_plan(
         rows=case.rows,
         classes=case.classes,
         members=case.members,
-        student_bytes=sizes[case.student],
-        target_bytes=sizes[case.targets],
+        student_bytes=SIZES[case.student],
+        target_bytes=SIZES[case.targets],
         geometric=False,
         doubles=False,
         divergence=case.divergence,
@@ -150,11 +153,23 @@ def times(case: Case, plan: KernelPlan) -> dict[str, float]:
         occupancy(plan, case.divergence == "forward_kl"),
         case.targets == "topk",
     )
-    each = work(plan.layout, case.members, case.targets == "uint8", case.divergence, case.labels, sparse)
+    each = work(
+        plan.layout,
+        case.members,
+        case.targets == "uint8",
+        case.divergence,
+        case.labels,
+        sparse,
+        wide=SIZES[case.student] == 4,
+        at_once=plan.members_at_once,
+    )
     groups = -(-case.rows // plan.rows_per_block) * plan.cluster_blocks
     share = 1 / groups
     warps = min(4.0, STALLED * plan.threads / 32)
-    meetings = 8 if sparse else 2 + case.members + (case.divergence != "forward_kl")
+    # All sums in one, the loss in another; of members in turn one for each.
+    meetings = (
+        8 if sparse else (2 if plan.members_at_once else 2 + case.members) + (case.divergence != "forward_kl")
+    )
     # A sparse row's ids, its log-probabilities, and the logits that they name are waited for besides.
     row = (
         MEMORY_LATENCY * ((2 if plan.layout == "reread" else 1) + 3 * sparse)

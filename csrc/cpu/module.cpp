@@ -27,7 +27,7 @@ pybind11::dict kernel_plan(int64_t rows, int64_t classes, int64_t members, int s
   const auto plan = ensdistill::cuda::Planner(shape).choose();
   return pybind11::dict("layout"_a = ensdistill::cuda::name_of(plan.layout), "threads"_a = plan.threads, "cluster_blocks"_a = plan.blocks,
                         "threads_per_row"_a = plan.lanes * plan.blocks, "rows_per_block"_a = plan.rows_per_block, "vectors_per_thread"_a = plan.steps,
-                        "shared_bytes"_a = plan.shared_bytes, "bytes"_a = plan.bytes);
+                        "shared_bytes"_a = plan.shared_bytes, "bytes"_a = plan.bytes, "members_at_once"_a = plan.at_once);
 }
 
 // A call's settings and shapes by name; its strides count elements.

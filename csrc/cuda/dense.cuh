@@ -1,7 +1,8 @@
 // A row whose targets name every class: K members' logits, codes, log-probabilities or probabilities.
 //
 // First sweep, over the student and each member: maximum and sum of exponentials together. Last sweep: loss and gradient.
-// Resident panels bring each number from device memory once and keep the members' running sum beside it; others read again.
+// Resident panels bring each number from device memory once and hold all members, or two in turn and the running sum of the others;
+// other panels read again.
 #pragma once
 #include "row.cuh"
 
@@ -34,14 +35,18 @@ struct DenseRow : RowBase<Panel> {
   ENSDISTILL_DEVICE void look(int64_t index) {
     this->locate(index);
     panel.open(*this);
-    const auto student = panel.student();
-    panel.wait_for_student();
-    this->know_student(this->template sums<U>([&](int step, Real(*x)[V]) { this->template read<U>(student, step, x); }, Real(1 / p.temperature),
-                                              this->own_unit(), this->smoothed()));
     members = p.prepared->members_used;
     single = members == 1 || p.geometric;
-    last_weight = member_weight(members - 1);
-    read_targets();
+    if constexpr (Panel::kAtOnce) {
+      look_at_once();
+    } else {
+      const auto student = panel.student();
+      panel.wait_for_student();
+      this->know_student(this->template sums<U>([&](int step, Real(*x)[V]) { this->template read<U>(student, step, x); }, Real(1 / p.temperature),
+                                                this->own_unit(), this->smoothed()));
+      last_weight = member_weight(members - 1);
+      read_targets();
+    }
   }
 
   ENSDISTILL_DEVICE void run(int64_t index) {
@@ -56,7 +61,76 @@ struct DenseRow : RowBase<Panel> {
     panel.close();
   }
 
-  // --- the first sweep over the targets
+  // --- the first sweep over student and targets where all members are on chip: their sums meet once
+
+  ENSDISTILL_DEVICE void look_at_once() {
+    const bool by_lanes = panel.group.lanes <= 32, mean = p.geometric && members > 1;
+    const int kinds = mean ? 1 : members;  // of distributions beside the student's
+    if (!kForward) panel.group.sync();     // the last row's gradient may still be in work
+    for (int k = panel.group.rank_here(); k < members; k += panel.group.lanes) {
+      MemberNumbers<Real>& m = panel.member_of_row(k);
+      m.weight = member_weight(k);
+      m.set_decoding(panel.decoding_of(k, row));
+    }
+    panel.group.sync();
+
+    auto* const slots = reinterpret_cast<LogSums<Real>*>(panel.memory + p.meeting_at);
+    const MergeLanes<Real> of_student{Real(1 / p.temperature), this->own_unit(), this->smoothed()};
+    const MergeLanes<Real> of_target{Real(1 / p.target_temperature()), false, false};
+    const auto put = [&](int i, const LogSums<Real>& s) {
+      if (!by_lanes) panel.group.post(slots, i, s);
+      else if (panel.group.first_here()) keep_sums(i - 1, s);
+    };
+
+    panel.wait_for_student();
+    const auto student = panel.student();
+    LogSums<Real> s = this->template own_sums<U>([&](int step, Real(*x)[V]) { this->template read<U>(student, step, x); }, of_student.inv_t,
+                                                 of_student.with_unit, of_student.with_total);
+    s = of_student(s, by_lanes ? panel.group.lanes : 32);
+    if (!by_lanes) panel.group.post(slots, 0, s);
+#pragma unroll 1
+    for (int k = 0; k < members; ++k) {
+      if (k + 1 < members) {
+        panel.bring_member(k + 1, row);
+        async_wait<1>();
+      } else {
+        async_wait<0>();
+      }
+      if (mean) continue;
+      const auto shelf = panel.own_shelf_of(k);
+      put(1 + k, of_target(this->template own_sums<U>([&](int step, Real(*x)[V]) { this->template read<U>(shelf, step, x); }, of_target.inv_t),
+                           by_lanes ? panel.group.lanes : 32));
+    }
+    if (mean)
+      put(1, of_target(this->template own_sums<1>([&](int step, Real(*x)[V]) { read_mean(step, x); }, of_target.inv_t),
+                       by_lanes ? panel.group.lanes : 32));
+
+    if (by_lanes) {
+      panel.group.sync();
+    } else {
+      panel.group.meet_at_once(
+          slots, 1 + kinds,
+          [&](int i, int n, const auto& at) {
+            const bool own = i == 0;
+            return MergeLanes<Real>{own ? of_student.inv_t : of_target.inv_t, own && of_student.with_unit, own && of_student.with_total}.in_turn(n,
+                                                                                                                                                 at);
+          },
+          [&](int i, const LogSums<Real>& all) {
+            if (i == 0) slots[0] = all;
+            else keep_sums(i - 1, all);
+          });
+      s = slots[0];
+    }
+    this->know_student(s);
+    last.max = panel.member_of_row(0).max, last.inv_t = of_target.inv_t, last.log_sum = panel.member_of_row(0).log_sum;
+  }
+  ENSDISTILL_DEVICE void keep_sums(int k, const LogSums<Real>& s) const {
+    Softmax<Real> softmax(s.max, Real(1 / p.target_temperature()), s.sum);
+    if (!p.geometric || members == 1) softmax = checked(softmax);  // a geometric mean of probabilities need not sum to one
+    panel.member_of_row(k).max = softmax.max, panel.member_of_row(k).log_sum = softmax.log_sum;
+  }
+
+  // --- the first sweep over the targets where they come in turn
 
   template <int Count, class Reader>
   ENSDISTILL_DEVICE Softmax<Real> softmax_of(const Reader& reader) const {
@@ -66,7 +140,9 @@ struct DenseRow : RowBase<Panel> {
   }
   template <int Count, class Reader>
   ENSDISTILL_DEVICE Softmax<Real> softmax_of_member(const Reader& reader) const {
-    Softmax<Real> softmax = softmax_of<Count>(reader);
+    return checked(softmax_of<Count>(reader));
+  }
+  ENSDISTILL_DEVICE Softmax<Real> checked(Softmax<Real> softmax) const {
     // Of probabilities, the sum itself: one that is far from 1 belongs to no distribution.
     const Real sum = exponential(softmax.log_sum_exp());
     if (p.kind == Kind::probs && !is_mass(sum, TailMode::tail)) softmax.log_sum = not_a_number<Real>();
@@ -121,8 +197,15 @@ struct DenseRow : RowBase<Panel> {
     }
   }
 
-  // One vector of member k, or of the members' weighted mean, from device memory.
-  ENSDISTILL_DEVICE void read_member(int k, int step, Real (*z)[V]) const { this->template read<1>(panel.member(k, row), step, z); }
+  // One vector of member k, or of the members' weighted mean, from where all members are.
+  ENSDISTILL_DEVICE void read_member(int k, int step, Real (*z)[V]) const {
+    if constexpr (Panel::kAtOnce) this->template read<1>(panel.own_shelf_of(k), step, z);
+    else this->template read<1>(panel.member(k, row), step, z);
+  }
+  ENSDISTILL_DEVICE Real near_weight(int k) const {
+    if constexpr (Panel::kAtOnce) return panel.member_of_row(k).weight;
+    else return member_weight(k);
+  }
   ENSDISTILL_DEVICE void read_mean(int step, Real (*x)[V]) const {
 #pragma unroll
     for (int j = 0; j < V; ++j) x[0][j] = 0;
@@ -131,7 +214,7 @@ struct DenseRow : RowBase<Panel> {
       Real z[1][V];
       read_member(k, step, z);
 #pragma unroll
-      for (int j = 0; j < V; ++j) x[0][j] += member_weight(k) * z[0][j];
+      for (int j = 0; j < V; ++j) x[0][j] += near_weight(k) * z[0][j];
     }
   }
 
@@ -139,7 +222,7 @@ struct DenseRow : RowBase<Panel> {
 
   ENSDISTILL_DEVICE void mixture(int step, Real* prob, Real* log_prob) const {
     Real z[1][V];
-    if constexpr (Panel::kResident) {
+    if constexpr (Panel::kResident && !Panel::kAtOnce) {
       if (p.geometric && members > 1) this->template read<1>(panel.sum(), step, z);
       else this->template read<1>(panel.shelf_of(members - 1, row), step, z);
       if (single) return from_logits(z[0], prob, log_prob);
@@ -159,7 +242,7 @@ struct DenseRow : RowBase<Panel> {
         read_member(k, step, z);
         const Softmax<Real> member = panel.softmax(k, last.inv_t);
 #pragma unroll
-        for (int j = 0; j < V; ++j) prob[j] += member_weight(k) * power(member.log_power(z[0][j]));
+        for (int j = 0; j < V; ++j) prob[j] += near_weight(k) * power(member.log_power(z[0][j]));
       }
     }
 #pragma unroll

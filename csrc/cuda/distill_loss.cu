@@ -77,7 +77,8 @@ void launch(Problem p, Shape shape, cudaStream_t stream) {
                     plan.shared_bytes, " bytes of shared memory, and a block can have ", shape.shared_limit);
     p.lanes = plan.lanes, p.cluster = plan.blocks > 1, p.rows_per_block = plan.rows_per_block, p.steps = plan.steps, p.buffers = plan.buffers,
     p.table_size = plan.table_size;
-    p.member_softmax_at = plan.member_softmax_at, p.shelves_at = plan.shelves_at, p.index_at = plan.index_at;
+    p.member_softmax_at = plan.member_softmax_at, p.members_at = plan.members_at, p.meeting_at = plan.meeting_at, p.shelves_at = plan.shelves_at,
+    p.index_at = plan.index_at;
     launch_rows_of(p, plan, stream);
   };
   const Planner planner(shape);
@@ -143,7 +144,7 @@ LossResult run_loss(const LossArguments& a) {
 int registers_of_plan(Layout layout, Element student, Element target, Divergence divergence, bool sparse) {
   int registers = 0;
   Plan plan{};
-  plan.layout = layout, plan.registers = &registers;
+  plan.layout = layout, plan.at_once = !sparse, plan.registers = &registers;
   Problem p{};
   p.student.type = student, p.targets.type = target, p.divergence = divergence, p.kind = sparse ? Kind::topk : Kind::logits;
   launch_rows_of(p, plan, nullptr);

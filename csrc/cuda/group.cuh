@@ -45,6 +45,37 @@ struct Group {
     x = meet_in_block(x, neutral, across);
     return kMeeting == Meeting::any && blocks > 1 ? meet_in_cluster(x, neutral, across) : x;
   }
+  // --- numbers of several kinds that meet once
+
+  // Puts one that a warp's lanes have reduced to its place of `count`; groups of up to 32 lanes are done with that.
+  template <class T>
+  ENSDISTILL_DEVICE void post(T* slots, int i, const T& x) const {
+    if (threadIdx.x % 32 == 0) slots[i * (int(blockDim.x) / 32) + int(threadIdx.x) / 32] = x;
+  }
+  // The first warp's lane i merges number i < count of all warps, then of all blocks: at(j) is the j-th of n. finish(i, x) gets it there.
+  // `slots` has room for count * (warps + 1). Ends with a barrier.
+  template <class T, class Merged, class Finish>
+  ENSDISTILL_DEVICE void meet_at_once(T* slots, int count, const Merged& merged, const Finish& finish) const {
+    const int warps = int(blockDim.x) / 32, lane = int(threadIdx.x);
+    T* const ours = slots + count * warps;
+    __syncthreads();
+    if (lane < 32) {
+      T x{};
+      if (lane < count) x = merged(lane, warps, [&](int w) { return slots[lane * warps + w]; });
+      if (blocks > 1) {
+        if (lane < count) ours[lane] = x;
+        cluster_fence();
+      } else if (lane < count) {
+        finish(lane, x);
+      }
+    }
+    if (blocks > 1) {
+      cluster_barrier();
+      if (lane < count) finish(lane, merged(lane, blocks, [&](int block) { return of_block(ours + lane, block); }));
+    }
+    __syncthreads();
+  }
+
   // For shared memory, which is each block's own.
   ENSDISTILL_DEVICE void sync() const {
     if constexpr (kMeeting == Meeting::alone) return;
@@ -52,7 +83,8 @@ struct Group {
     else __syncthreads();
   }
   // In its block.
-  ENSDISTILL_DEVICE bool first_here() const { return int(threadIdx.x) % lanes == 0; }
+  ENSDISTILL_DEVICE int rank_here() const { return int(threadIdx.x) % lanes; }
+  ENSDISTILL_DEVICE bool first_here() const { return rank_here() == 0; }
 
  private:
   // One barrier: the next reduction writes the other set of slots, and nobody can write this one again before all threads
@@ -76,15 +108,18 @@ struct Group {
       cluster_fence();
     }
     cluster_barrier();
-    x = neutral;
     const int lane = int(threadIdx.x) % 32;
-    if (lane < blocks) {
-      uint32_t word[sizeof(T) / 4];
+    return across(lane < blocks ? of_block(reinterpret_cast<const T*>(mine), lane) : neutral, 32);
+  }
+  // What is at the same place of another block's memory.
+  template <class T>
+  static ENSDISTILL_DEVICE T of_block(const T* mine, int block) {
+    uint32_t word[sizeof(T) / 4];
 #pragma unroll
-      for (int i = 0; i < int(sizeof(T) / 4); ++i) word[i] = word_of_block(mine + i, lane);
-      memcpy(&x, word, sizeof(T));
-    }
-    return across(x, 32);
+    for (int i = 0; i < int(sizeof(T) / 4); ++i) word[i] = word_of_block(reinterpret_cast<const uint32_t*>(mine) + i, block);
+    T x;
+    memcpy(&x, word, sizeof(T));
+    return x;
   }
 };
 

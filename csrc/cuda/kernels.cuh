@@ -47,19 +47,21 @@ void launch_loss(const Problem& problem, const Plan& plan, cudaStream_t stream) 
 
 template <class Student, class Target>
 void launch_dense(const Problem& problem, const Plan& plan, cudaStream_t stream) {
-  if (problem.statistics) return launch_rows<ObservedRow<Vectors<Student, Target, false>>>(problem, plan, stream);
+  if (problem.statistics) return launch_rows<ObservedRow<Vectors<Student, Target, Holding::nothing>>>(problem, plan, stream);
   switch (plan.layout) {
     case Layout::staged: return launch_loss<Singles<Student, Target, true>>(problem, plan, stream);
     case Layout::strided: return launch_loss<Singles<Student, Target, false>>(problem, plan, stream);
-    case Layout::reread: return launch_loss<Vectors<Student, Target, false>>(problem, plan, stream);
-    default: return launch_loss<Vectors<Student, Target, true>>(problem, plan, stream);
+    case Layout::reread: return launch_loss<Vectors<Student, Target, Holding::nothing>>(problem, plan, stream);
+    default:
+      if (plan.at_once) return launch_loss<Vectors<Student, Target, Holding::at_once>>(problem, plan, stream);
+      return launch_loss<Vectors<Student, Target, Holding::in_turn>>(problem, plan, stream);
   }
 }
 
 template <class Student>
 void launch_sparse(const Problem& problem, const Plan& plan, cudaStream_t stream) {
-  if (plan.layout == Layout::block) launch_rows<SparseRow<Vectors<Student, float, true>>>(problem, plan, stream);
-  else launch_rows<SparseRow<Vectors<Student, float, false>>>(problem, plan, stream);
+  if (plan.layout == Layout::block) launch_rows<SparseRow<Vectors<Student, float, Holding::in_turn>>>(problem, plan, stream);
+  else launch_rows<SparseRow<Vectors<Student, float, Holding::nothing>>>(problem, plan, stream);
 }
 
 }  // namespace ensdistill::cuda

@@ -50,6 +50,10 @@ struct PanelBase {
     return p.targets.type == Element::u8 ? decoding.template operator()<uint8_t>(x) : decoding.template operator()<Real>(x);
   }
 
+  // Of plans that hold all members at once.
+  ENSDISTILL_DEVICE MemberNumbers<Real>& member_of_row(int k) const {
+    return reinterpret_cast<MemberNumbers<Real>*>(memory + p.members_at)[k * p.rows_per_block + group.index];
+  }
   // Each member's softmax, for walks that read again.
   ENSDISTILL_DEVICE Real* softmax_slot(int k) const {
     return reinterpret_cast<Real*>(memory + p.member_softmax_at) + 2 * (k * p.rows_per_block + group.index);
@@ -64,12 +68,15 @@ struct PanelBase {
   }
 };
 
-template <class Student, class Target, bool kResident_>
-struct Vectors : PanelBase<Student, Target, Traits<Student>::vector, kResident_ ? Meeting::any : Meeting::block> {
-  using Base = PanelBase<Student, Target, Traits<Student>::vector, kResident_ ? Meeting::any : Meeting::block>;
+// What of a row is on chip: nothing; the student, and members in turn beside their sum; the student and all members.
+enum class Holding { nothing, in_turn, at_once };
+
+template <class Student, class Target, Holding kHolding>
+struct Vectors : PanelBase<Student, Target, Traits<Student>::vector, kHolding == Holding::nothing ? Meeting::block : Meeting::any> {
+  using Base = PanelBase<Student, Target, Traits<Student>::vector, kHolding == Holding::nothing ? Meeting::block : Meeting::any>;
   using Base::p, Base::group, Base::memory, Base::span, Base::student_start;
   static constexpr int V = Base::V;
-  static constexpr bool kResident = kResident_, kRereads = !kResident_;
+  static constexpr bool kResident = kHolding != Holding::nothing, kAtOnce = kHolding == Holding::at_once, kRereads = !kResident;
   // Vectors loaded before the first is used; more would cost registers, and with them warps. On chip it matters that
   // sums are rescaled rarely.
   static constexpr int U = kResident ? 8 / V : sizeof(Target) > sizeof(Student) ? 1 : 2;
@@ -117,16 +124,28 @@ struct Vectors : PanelBase<Student, Target, Traits<Student>::vector, kResident_ 
   ENSDISTILL_DEVICE Source<Target, V> member(int k, int64_t row) const {
     return Source<Target, V>(static_cast<const Target*>(p.targets.data) + this->member_start(k, row), span, this->decoding_of(k, row));
   }
-  ENSDISTILL_DEVICE void bring_member(int k, int64_t row) const { shelf_of(k, row).bring(member(k, row)); }
+  ENSDISTILL_DEVICE void bring_member(int k, int64_t row) const { shelf_at(kAtOnce ? k : k & (p.buffers - 1), {}).bring(member(k, row)); }
 
-  // Shelves, one after the other: the student's, the targets' buffers, the sum.
+  // Shelves, one after the other: the student's, the targets' buffers, the sum of members in turn.
   template <class T>
   ENSDISTILL_DEVICE Shelf<T, V> shelf(int64_t bytes_before, const Decoding<float>& decoding = {}) const {
     return {memory + p.shelves_at + bytes_before * p.steps * blockDim.x + threadIdx.x * Shelf<T, V>::piece, decoding};
   }
   // Of one buffer, or of two in turn.
-  ENSDISTILL_DEVICE Shelf<Target, V> shelf_of(int k, int64_t row) const {
-    return shelf<Target>(16 + (k & (p.buffers - 1)) * Packed<Target, V>::bytes, this->decoding_of(k, row));
+  ENSDISTILL_DEVICE Shelf<Target, V> shelf_of(int k, int64_t row) const { return shelf_at(k & (p.buffers - 1), this->decoding_of(k, row)); }
+  ENSDISTILL_DEVICE Softmax<float> softmax(int k, float inv_t) const {
+    if constexpr (!kAtOnce) return Base::softmax(k, inv_t);
+    Softmax<float> s;
+    s.max = this->member_of_row(k).max, s.inv_t = inv_t, s.log_sum = this->member_of_row(k).log_sum;
+    return s;
+  }
+  // Of a buffer for each member.
+  ENSDISTILL_DEVICE Shelf<Target, V> own_shelf_of(int k) const {
+    const MemberNumbers<float>& m = this->member_of_row(k);
+    return shelf_at(k, {m.step, m.offset, m.zero_value, p.kind == Kind::probs});
+  }
+  ENSDISTILL_DEVICE Shelf<Target, V> shelf_at(int buffer, const Decoding<float>& decoding) const {
+    return shelf<Target>(16 + buffer * Packed<Target, V>::bytes, decoding);
   }
   ENSDISTILL_DEVICE Shelf<float, V> sum() const { return shelf<float>(16 + p.buffers * Packed<Target, V>::bytes); }
 
@@ -149,7 +168,7 @@ struct Singles : PanelBase<Student, Target, 1, std::is_same_v<Student, Any> ? Me
   using Base = PanelBase<Student, Target, 1, std::is_same_v<Student, Any> ? Meeting::block : Meeting::alone>;
   using Base::p, Base::group, Base::memory, Base::span, Base::student_start;
   using Real = typename Base::Real;
-  static constexpr bool kResident = false, kRereads = false;
+  static constexpr bool kResident = false, kAtOnce = false, kRereads = false;
   static constexpr int U = 4;
   int64_t gradient_start = 0, first_row = 0;
   int rows_here = 0;

@@ -12,8 +12,10 @@ namespace ensdistill::cuda {
 // those that read rows again and keep loads in registers, get 128.
 constexpr int kThreadsAtOnce = 640, kFewerThreadsAtOnce = 512;
 constexpr int kMaxBlockThreads = 512;
-constexpr int kSlotBytes = 32;                    // of one partial result
-constexpr int kReductionBytes = 66 * kSlotBytes;  // head of a block's shared memory: two sets of 32, and two of a cluster
+constexpr int kSlotBytes = 32;                      // of one partial result
+constexpr int kReductionBytes = 66 * kSlotBytes;    // head of a block's shared memory: two sets of 32, and two of a cluster
+constexpr int kNumbersBytes = 32, kSumsBytes = 16;  // MemberNumbers<float> and LogSums<float>
+constexpr int kMostAtOnce = 8;                      // members that may take more memory so that they meet once
 constexpr int kMaxMembers = 1024;
 constexpr int kMaxClasses = 1 << 30;  // positions within a row are 32-bit; offsets of rows are 64-bit
 
@@ -54,8 +56,9 @@ struct Plan {
   int rows_per_block;
   int steps;       // vectors of a row that each thread walks, at most
   int buffers;     // of targets on chip
+  bool at_once;    // a buffer for each member, so that all members' sums meet at once; else two in turn, and the mixture's running sum
   int table_size;  // of named classes
-  int64_t member_softmax_at, shelves_at, index_at, shared_bytes;
+  int64_t member_softmax_at, members_at, meeting_at, shelves_at, index_at, shared_bytes;
   double bytes;    // through device memory, predicted
   int* registers;  // where not a launch is wanted, but the number of registers that its kernel takes
 
@@ -76,8 +79,17 @@ class Planner {
  public:
   explicit Planner(const Shape& shape) : s(shape), vector(shape.doubles ? 1 : 16 / shape.student_bytes) {}
 
-  // The first that fits, from the one that moves the fewest bytes.
+  // All members at once, or two of them in turn. At once a row meets twice instead of once for each member, which saves much where threads
+  // meet at barriers; in turn it may take less memory, so that more rows are under way.
   Plan choose() const {
+    const Plan in_turn = choose(false), at_once = choose(true);
+    const auto is_on_chip = [](const Plan& plan) { return plan.layout == Layout::block || plan.layout == Layout::cluster; };
+    const bool fits = at_once.layout == Layout::tile || is_on_chip(at_once);
+    return fits && (is_light() || (is_on_chip(in_turn) && s.members <= kMostAtOnce)) ? at_once : in_turn;
+  }
+
+  // The first that fits, from the one that moves the fewest bytes.
+  Plan choose(bool at_once) const {
     Plan plan;
     const auto fits = [&](const Plan& candidate, int limit) { return plan = candidate, candidate.shared_bytes <= limit; };
     if (s.doubles) return lay(Layout::doubles, 256);
@@ -85,7 +97,7 @@ class Planner {
     if (s.flat && !s.sparse && s.classes <= 32)
       for (int threads : {128, 64, 32})
         if (fits(lay(Layout::staged, threads), s.shared_limit / 2)) return plan;
-    if (!s.sparse && s.classes <= 1024 && fits(lay(Layout::tile, 128), s.shared_limit)) return plan;
+    if (!s.sparse && s.classes <= 1024 && fits(lay(Layout::tile, 128, 1, at_once), s.shared_limit)) return plan;
     // About four vectors a thread keep its loads in flight without leaving threads idle; of 192 threads at 96 registers three
     // blocks fit a multiprocessor. While one block computes, others of
     // its multiprocessor should wait for memory: a row that takes more than a third of it is cut up, if it can be.
@@ -93,7 +105,7 @@ class Planner {
     const int most = s.clusters && !s.sparse ? 8 : 1;
     const auto cut_up = [&](int width, int limit) {
       for (int blocks = 1; blocks <= most; blocks *= 2)
-        if (fits(lay(blocks == 1 ? Layout::block : Layout::cluster, width, blocks), limit)) return true;
+        if (fits(lay(blocks == 1 ? Layout::block : Layout::cluster, width, blocks, at_once), limit)) return true;
       return false;
     };
     for (int share : {3, 2})
@@ -103,7 +115,7 @@ class Planner {
     return lay(Layout::reread, kFewerThreadsAtOnce / 2);
   }
 
-  Plan lay(Layout layout, int threads, int blocks = 1) const {
+  Plan lay(Layout layout, int threads, int blocks = 1, bool at_once = false) const {
     Plan plan{};
     plan.layout = layout, plan.threads = threads, plan.blocks = blocks;
     const bool by_thread = layout == Layout::staged || layout == Layout::strided;
@@ -115,18 +127,24 @@ class Planner {
     const bool several = s.members > 1, resident = layout == Layout::tile || layout == Layout::block || layout == Layout::cluster;
     int64_t at = by_thread || layout == Layout::tile ? 0 : kReductionBytes;
     plan.member_softmax_at = -1;
-    if (!s.sparse && (!resident || (several && s.keeps_softmax))) {
+    plan.at_once = at_once && resident && !s.sparse;
+    if (plan.at_once) {
+      plan.members_at = at;
+      at += kNumbersBytes * s.members * plan.rows_per_block;
+      plan.meeting_at = at;
+      if (layout != Layout::tile) at += kSumsBytes * (1 + s.members) * (threads / 32 + 1);
+    } else if (!s.sparse && (!resident || (several && s.keeps_softmax))) {
       plan.member_softmax_at = at;
       at += round_up(2 * (s.doubles ? 8 : 4) * s.members * plan.rows_per_block, 16);
     }
     plan.shelves_at = at;
-    plan.buffers = s.sparse ? 0 : several ? 2 : 1;
+    plan.buffers = int(s.sparse ? 0 : plan.at_once ? s.members : several ? 2 : 1);
     if (layout == Layout::staged) {
       const auto piece = [&](int size) { return round_up(plan.rows_per_block * s.classes * size, 16); };
       at += piece(s.student_bytes) + s.members * piece(s.target_bytes);
     } else if (resident) {
       const int64_t slots = int64_t(plan.steps) * vector * threads;
-      at += slots * (s.student_bytes + plan.buffers * s.target_bytes + (several ? 4 : 0));
+      at += slots * (s.student_bytes + plan.buffers * s.target_bytes + (several && !plan.at_once ? 4 : 0));
     }
     at = round_up(at, 16);
     plan.index_at = at;
@@ -145,6 +163,9 @@ class Planner {
  private:
   const Shape s;
   const int vector;
+
+  // Whether all members take no more memory than two in turn and their sum in float32.
+  bool is_light() const { return s.members * s.target_bytes <= 2 * s.target_bytes + 4; }
 
   // An unaligned row may begin and end within a vector.
   int64_t vectors() const { return s.aligned ? s.classes / vector : (s.classes + 2 * (vector - 1)) / vector; }

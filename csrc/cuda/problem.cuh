@@ -27,8 +27,9 @@ struct Problem : LossCall {
   // The plan's part.
   int lanes, rows_per_block, steps, buffers;  // steps: vectors of a row that one thread walks, at most; buffers: of targets on chip
   bool cluster;
-  int table_size;                                   // of named classes
-  int64_t member_softmax_at, shelves_at, index_at;  // offsets into shared memory; the first is -1 where it is not needed
+  int table_size;  // of named classes
+  // Offsets into shared memory; the first is -1 where it is not needed.
+  int64_t member_softmax_at, members_at, meeting_at, shelves_at, index_at;
 };
 
 template <class R>

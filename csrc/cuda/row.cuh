@@ -45,6 +45,22 @@ struct MergeLanes {
     if (with_total) all.total = reduce_lanes(mine.total, lanes, Add<R>{});
     return all;
   }
+  // The same by one thread, of n that at(i) reads.
+  template <class At>
+  ENSDISTILL_DEVICE LogSums<R> in_turn(int n, const At& at) const {
+    LogSums<R> all = LogSums<R>::nothing();
+#pragma unroll 1
+    for (int i = 0; i < n; ++i) all.max = larger(all.max, at(i).max);
+    const R against = reference_of(all.max);
+#pragma unroll 1
+    for (int i = 0; i < n; ++i) {
+      const LogSums<R> mine = at(i);
+      all.sum += mine.sum * power((mine.max - against) * power_scale(inv_t));
+      if (with_unit) all.unit += mine.unit * exponential(mine.max - against);
+      if (with_total) all.total += mine.total;
+    }
+    return all;
+  }
 };
 
 template <class R>
@@ -57,6 +73,15 @@ struct Softmax {
   ENSDISTILL_DEVICE R log_power(R x) const { return (x - max) * power_scale(inv_t) - power_scale(log_sum); }
   ENSDISTILL_DEVICE R log_sum_exp() const { return max * inv_t + log_sum; }
 };
+
+// All that the last sweep needs of a member.
+template <class R>
+struct MemberNumbers {
+  R max, log_sum, weight, unused;
+  R step, offset, zero_value, unused_too;
+  ENSDISTILL_DEVICE void set_decoding(const Decoding<R>& d) { step = d.step, offset = d.offset, zero_value = d.zero_value; }
+};
+static_assert(sizeof(MemberNumbers<float>) == kNumbersBytes && sizeof(LogSums<float>) == kSumsBytes, "plan.h");
 
 // A divergence's value and the sum of its slopes; the entropies of student and mixture.
 template <class R>
@@ -152,10 +177,14 @@ struct RowBase {
     }
   }
 
-  // Sums over the vectors of read_batch(step, x), `Count` vectors at a time. Exponentials are taken against the largest number
-  // this thread has seen, and the sums are rescaled once for each batch.
+  // Sums over the vectors of read_batch(step, x), `Count` vectors at a time.
   template <int Count, class ReadBatch>
   ENSDISTILL_DEVICE LogSums<Real> sums(const ReadBatch& read_batch, Real inv_t, bool unit = false, bool total = false) const {
+    return panel.group.meet(own_sums<Count>(read_batch, inv_t, unit, total), LogSums<Real>::nothing(), MergeLanes<Real>{inv_t, unit, total});
+  }
+  // This thread's. Exponentials are taken against the largest number it has seen, and the sums are rescaled once for each batch.
+  template <int Count, class ReadBatch>
+  ENSDISTILL_DEVICE LogSums<Real> own_sums(const ReadBatch& read_batch, Real inv_t, bool unit = false, bool total = false) const {
     LogSums<Real> s = LogSums<Real>::nothing();
     const Real scale = power_scale(inv_t);
 #pragma unroll 1
@@ -189,7 +218,7 @@ struct RowBase {
       }
       s.max = next;
     }
-    return panel.group.meet(s, LogSums<Real>::nothing(), MergeLanes<Real>{inv_t, unit, total});
+    return s;
   }
   // Classes without weight may be masked.
   ENSDISTILL_DEVICE Real weighted(int c, Real x) const {

@@ -66,6 +66,9 @@ class KernelPlan:
         Shared memory of a block.
     bytes : float
         Through device memory, predicted: loss and gradient of all rows.
+    members_at_once : bool
+        Whether a row's members are all on chip together, else two in turn beside their sum. False for other
+        layouts than ``tile``, ``block`` and ``cluster``, and for sparse targets.
     registers : int or None
         Of a thread; None where the CUDA library isn't built.
     """
@@ -78,6 +81,7 @@ class KernelPlan:
     vectors_per_thread: int
     shared_bytes: int
     bytes: float
+    members_at_once: bool
     registers: int | None
 
     def __str__(self) -> str:

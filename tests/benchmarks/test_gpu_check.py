@@ -267,10 +267,17 @@ def test_the_predictions_are_of_these_plans(tmp_path):
 
 def test_a_prediction_counts_the_operations_of_dense_cuh():
     """One teacher on chip: the student's and the teacher's softmax, p and q. K: a member more each in the
-    sweep and in the sum."""
+    sweep and in the mixture, whose logarithm is the same unit's."""
     assert predict.work("tile", 1, False).exponentials == 4
-    assert predict.work("cluster", 8, True).exponentials == 1 + 8 + 7 + 1 + 1
-    assert predict.work("reread", 8, False).exponentials == 1 + 8 + 8 + 1
+    assert predict.work("cluster", 8, True).exponentials == 1 + 8 + 8 + 1 + 1
+    assert predict.work("reread", 8, False).exponentials == 1 + 8 + 8 + 1 + 1
+    # Counted in machine code: a vector of eight takes 72 + 70 + 140 and two copies of 7.5; of float32 four
+    # take half of 94 + 92, and 90; each further member 70 + 62 + 7.5.
+    assert predict.work("block", 1, False).instructions == pytest.approx((72 + 70 + 140 + 15) / 8, rel=0.03)
+    wide = predict.work("block", 1, False, wide=True).instructions
+    assert wide == pytest.approx((94 + 92) / 8 + (90 + 15) / 4, rel=0.03)
+    more = predict.work("block", 3, False).instructions - predict.work("block", 2, False).instructions
+    assert more == pytest.approx((70 + 62 + 7.5) / 8, rel=0.05)
     assert predict.work("tile", 1, False, "jsd").exponentials == 4 + 2 + 2 * 4
     assert predict.work("tile", 1, False, labels=True).exponentials == 4 + 2
     for case in predict.cases():

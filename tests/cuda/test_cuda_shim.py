@@ -207,6 +207,18 @@ def test_every_pair_of_types(kind: Any, dtype: torch.dtype, shim: Shim) -> None:
             assert_close((loss, gradient[0].t()), student, targets, **arguments)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16, "codes"], ids=str)
+def test_members_come_in_turn(kind: Any, dtype: torch.dtype, on_h100: Shim) -> None:
+    """Where they are too many to be on chip together: kernels of their own, in a warp and in a block."""
+    name, target_type = (kind, torch.float32) if isinstance(kind, str) else ("logits", kind)
+    for c, divergence in product((100, 1500), ("forward_kl", "jsd")):
+        student = make_logits(2, c, seed=0, dtype=dtype)
+        targets, arguments = make_targets(name, 12, 2, c, seed=1, dtype=target_type)
+        arguments |= {"divergence": divergence, "weights": torch.linspace(0, 1, 12)}
+        assert_close(run(student, targets, **arguments), student, targets, **arguments)
+
+
 # Faults that only a GPU's kernels can have
 # -------------------------------------------------------------------------------
 
@@ -236,7 +248,12 @@ def test_padded_vocabularies(c: int, dtype: torch.dtype, on_h100: Shim) -> None:
     student = make_logits(5, pitch, seed=0, dtype=dtype)[:, :c]
     padded = make_logits(2, 5, pitch, seed=1, dtype=dtype)[..., :c]
     codes = make_codes(3, 5, c, seed=2)
-    for targets in (padded, padded.contiguous(), codes, type(codes)(codes.codes.contiguous(), codes.scale, codes.offset)):
+    for targets in (
+        padded,
+        padded.contiguous(),
+        codes,
+        type(codes)(codes.codes.contiguous(), codes.scale, codes.offset),
+    ):
         assert_close(run(student, targets), student, targets)
     _, rows = distillation_loss(student, padded, statistics=True)
     truth = closed_forms(student, padded).statistics

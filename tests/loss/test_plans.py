@@ -71,7 +71,14 @@ def test_a_plan_covers_the_row_and_fits(student, target, limit):
         assert p["vectors_per_thread"] * p["threads_per_row"] >= vectors, case
         assert (p["layout"] == "cluster") == (p["cluster_blocks"] > 1), case
         assert p["layout"] != "cluster" or limit == H100, case
-        needed = classes * (student + (0 if entries else target * min(members, 2) + 4 * (members > 1)))
+        # Two members in turn and their sum, or all members at once where they are few.
+        in_turn = 0 if entries else target * min(members, 2) + 4 * (members > 1)
+        at_once = 0 if entries else target * members
+        light = not entries and at_once <= in_turn
+        assert p["members_at_once"] == (p["layout"] in ("tile", "block", "cluster") and light) or (
+            p["layout"] in ("block", "cluster") and members == 8
+        ), case
+        needed = classes * (student + min(in_turn, at_once))
         if p["layout"] in ("tile", "block", "cluster"):
             assert p["shared_bytes"] * p["cluster_blocks"] >= needed, case
         if p["layout"] == "reread":  # only rows that really don't fit are read twice
