@@ -86,8 +86,9 @@ def linear_distillation_loss(
     gradient, two more products take the gradient on to ``hidden`` and ``weight``. Memory beside the gradients
     is two chunks, about 100 MB for any N: the logits and their gradient. The gradient can't overwrite the
     logits: the kernel reads a row again in double precision where its numbers leave a float's range, and a
-    soft cap and by-products read the logits again. Half precision also needs ``weight``'s gradient in float32
-    and one product of its size; autocast needs ``weight`` in the autocast dtype.
+    soft cap and by-products read the logits again. Half precision in more than one chunk also needs
+    ``weight``'s gradient in float32 and one product of its size; autocast needs ``weight`` in the autocast
+    dtype.
 
     Parameters
     ----------
@@ -161,7 +162,8 @@ def linear_distillation_loss(
     n = product(lead)
     if chunk_rows is None:
         chunk_rows = max(1, CHUNK_BYTES // (classes * dtype.itemsize))
-        chunk_rows -= chunk_rows % 64 if chunk_rows > 64 else 0
+        # Each chunk reads the weight twice, and its gradient once: few, large chunks.
+        chunk_rows -= chunk_rows % 16 if chunk_rows > 16 else 0
     elif not whole(chunk_rows) or chunk_rows < 1:
         raise ValueError(f"chunk_rows: expected an int of at least 1; got {chunk_rows!r}")
     values = problem.values.detach()
@@ -283,7 +285,7 @@ def _linear(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         if call.with_hidden
         else hidden.new_empty(0)
     )
-    grad_weight = torch.zeros(weight.shape if call.with_weight else 0, dtype=kept, device=weight.device)
+    grad_weight = weight.new_empty(0)
     grad_bias = torch.zeros(len(weight) if call.with_bias else 0, dtype=kept, device=weight.device)
     losses, statistics = [], []
     buffer = hidden.new_empty((min(chunk_rows, n), len(weight)), dtype=dtype)
@@ -322,10 +324,14 @@ def _linear(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
                 grad_hidden[rows] = g if factor is None else g * factor
             if call.with_weight:
                 h = h if factor is None else (h * factor).to(dtype)
-                if dtype == kept:
+                if (
+                    start == 0
+                ):  # not added to zeros, which would be two more passes over memory of the weight's size
+                    grad_weight = gradient.t() @ h
+                elif dtype == kept:
                     grad_weight.addmm_(gradient.t(), h)
                 else:
-                    grad_weight.add_(gradient.t() @ h)
+                    grad_weight = grad_weight.to(kept).add_(gradient.t() @ h)
             if call.with_bias:
                 grad_bias.add_(
                     gradient.sum(0, dtype=kept)
