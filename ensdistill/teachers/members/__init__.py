@@ -85,7 +85,8 @@ def as_member(
         have others, see :class:`TorchMember`. The outputs of fitted models and members need no statement.
     task : {"classification", "multilabel", "regression"}, optional
         By default the one that the model itself declares (``problem_type`` of Hugging Face's models, fitted
-        multi-label classifiers, regressors of one number); classification where it declares none.
+        multi-label classifiers, regressors of one number); classification where it declares none. A regressor
+        of several numbers needs it.
 
     Raises
     ------
@@ -93,7 +94,7 @@ def as_member(
         Any other value.
     ValueError
         The adapter refuses the value: it is not fitted, for example, or a member of another task; or its
-        outputs could be logits as well as probabilities.
+        outputs could be logits as well as probabilities, or numbers.
     """
     name = name or default_name(value)
     if isinstance(value, tuple) and len(value) == 2:
@@ -103,7 +104,7 @@ def as_member(
         if task is not None and task_of(found) != task:
             raise ValueError(f"task: {found.name} is a member of the task {task_of(found)}; got {task}")
         return found
-    task = check_task(declared_task(value) if task is None else task)
+    task = check_task(declared_task(value, name) if task is None else task)
     outputs.check_output(name, output, task)
     check_not_exported(name, value)
     if isinstance(value, nn.Module):
@@ -142,10 +143,13 @@ def as_member(
     )
 
 
-def declared_task(value: Any) -> Task:
+def declared_task(value: Any, name: str) -> Task:
     """The task that a model declares; classification where it declares none.
 
-    A regressor of scikit-learn with several columns declares none: they may be those of classes.
+    Raises
+    ------
+    ValueError
+        A regressor of several numbers, which could be those of a regression or the logits of classes.
     """
     if isinstance(value, nn.Module):
         return pretrained.declared_task(unwrapped(value)) or "classification"
@@ -153,7 +157,15 @@ def declared_task(value: Any) -> Task:
         return "classification"
     if of_several_labels(value):
         return "multilabel"
-    return "regression" if predicts_numbers(value) and outputs_of(value) == 1 else "classification"
+    if not predicts_numbers(value):
+        return "classification"
+    count = outputs_of(value)
+    if count is None or count == 1:
+        return "classification" if count is None else "regression"
+    raise ValueError(
+        f"task: {name} predicts {count} numbers a row, which could be those of a regression or the logits of "
+        "classes: state task='regression' or task='classification'"
+    )
 
 
 def model_of(value: Any) -> Any:
