@@ -198,7 +198,8 @@ def test_fields_of_unlike_length_are_refused():
 )
 def test_what_holds_no_samples_is_refused(value):
     with pytest.raises(
-        TypeError, match=r"inputs: expected samples \(array, images, mapping, table, tensor, text\); got"
+        TypeError,
+        match=r"inputs: expected samples \(array, images, mapping, table, tensor, text(, tokens)?\); got",
     ):
         as_samples(value)
 
