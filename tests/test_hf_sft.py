@@ -5,11 +5,9 @@ import warnings
 import pytest
 import torch
 from docs_blocks import blocks, run
-from token_models import C, llama, texts, trainer, transformers
+from token_models import C, cached, llama, texts, trainer, transformers
 
-from ensdistill.cache import cache_targets
 from ensdistill.hf import CachedDistillation
-from ensdistill.teachers.tokens import LanguageEnsemble
 
 datasets = pytest.importorskip("datasets", reason="SFTTrainer takes data sets of the package datasets")
 trl = pytest.importorskip("trl", reason="SFTTrainer is of the package trl")
@@ -24,9 +22,7 @@ def sequences():
 
 @pytest.fixture(scope="module")
 def cache(sequences, tmp_path_factory):
-    options = {"codec": "topk5-20", "mixture_at": 2.0, "lengths": sequences.lengths}
-    ensemble, path = LanguageEnsemble([llama(1), llama(2)]), tmp_path_factory.mktemp("tokens") / "cache"
-    return cache_targets(ensemble, sequences.rows, path, **options)
+    return cached(sequences, tmp_path_factory.mktemp("tokens") / "cache")
 
 
 def tokenizer():

@@ -5,12 +5,11 @@ import socket
 
 import pytest
 import torch
-from token_models import llama, texts
+from token_models import cached, llama, texts
 from torch import multiprocessing
 
-from ensdistill.cache import TargetCache, cache_targets
+from ensdistill.cache import TargetCache
 from ensdistill.hf import CachedDistillation
-from ensdistill.teachers.tokens import LanguageEnsemble
 
 PLACES = [0, 3, 4, 9]  # sequences of a step, of which each process has half
 
@@ -22,9 +21,7 @@ def sequences():
 
 @pytest.fixture(scope="module")
 def cache(sequences, tmp_path_factory):
-    options = {"codec": "topk5-20", "mixture_at": 2.0, "lengths": sequences.lengths}
-    ensemble, path = LanguageEnsemble([llama(1), llama(2)]), tmp_path_factory.mktemp("tokens") / "cache"
-    return cache_targets(ensemble, sequences.rows, path, **options)
+    return cached(sequences, tmp_path_factory.mktemp("tokens") / "cache")
 
 
 def step(model, distil, sequences, places, factor=1.0):

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 import torch
-from token_models import bert, llama, masked_texts, texts, trainer
+from token_models import bert, cached, llama, masked_texts, texts, trainer
 from torch import multiprocessing
 
 from ensdistill.cache import TargetCache, cache_targets
@@ -21,9 +21,7 @@ def sequences():
 
 @pytest.fixture(scope="module")
 def cache(sequences, tmp_path_factory):
-    options = {"codec": "topk5-20", "mixture_at": 2.0, "lengths": sequences.lengths}
-    ensemble, path = LanguageEnsemble([llama(1), llama(2)]), tmp_path_factory.mktemp("tokens") / "cache"
-    return cache_targets(ensemble, sequences.rows, path, **options)
+    return cached(sequences, tmp_path_factory.mktemp("tokens") / "cache")
 
 
 def trained(folder, cache, sequences, model=None, **more):

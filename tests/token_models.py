@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from ensdistill.cache import cache_targets
 from ensdistill.data.tokens import TokenSequences
+from ensdistill.teachers.tokens import LanguageEnsemble
 
 transformers = pytest.importorskip("transformers")
 C = 120
@@ -54,6 +56,13 @@ def texts(count=12, seed=0, **more):
         prompt = {"labels": [-100] * 2 + ids[2:]} if i % 3 == 0 else {}
         found.append({"input_ids": ids, **prompt, **more})
     return TokenSequences(found, C)
+
+
+def cached(sequences, path):
+    """The targets of two models."""
+    ensemble = LanguageEnsemble([llama(1), llama(2)])
+    options = {"codec": "topk5-20", "mixture_at": 2.0, "lengths": sequences.lengths}
+    return cache_targets(ensemble, sequences.rows, path, **options)
 
 
 def whole(ensemble, inputs):

@@ -4,15 +4,13 @@ import warnings
 from functools import partial
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from scipy.special import expit, logit
 from sklearn import ensemble, linear_model, multioutput, neighbors, neural_network, tree
-from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.base import BaseEstimator
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF
-from sklearn.kernel_ridge import KernelRidge
 from sklearn.model_selection import GridSearchCV
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
@@ -221,33 +219,6 @@ def test_trees_of_several_outputs_answer_as_xgboost(strategy, tmp_path):
     tags = xgboost.XGBClassifier(**settings).fit(X, LABELS)
     found = expit(as_member(tags, task="multilabel").predict_logits(X).astype(float))
     np.testing.assert_allclose(found, tags.predict_proba(X), atol=1e-6)
-
-
-class Untagged(RegressorMixin, BaseEstimator):
-    """Predicts several numbers, which its tags do not show."""
-
-    def fit(self, x, y):
-        self.mean_, self.n_features_in_ = y.mean(0), x.shape[1]
-        return self
-
-    def predict(self, x):
-        return np.tile(self.mean_, (len(x), 1))
-
-
-def test_regressors_of_one_number_declare_their_task():
-    one = [
-        ensemble.HistGradientBoostingRegressor(max_iter=2),
-        ensemble.GradientBoostingRegressor(n_estimators=2),
-    ]
-    more = [GaussianProcessRegressor(RBF()), neighbors.KNeighborsRegressor(), KernelRidge()]
-    for estimator in one + more:
-        assert task_of(as_member(estimator.fit(X, NUMBERS[:, 0]))) == "regression"
-    for estimator in [*more, Untagged()]:  # two numbers could be those of two classes
-        with pytest.raises(ValueError, match=r"^task: \w+ predicts 2 numbers .*state task='regression'"):
-            as_member(estimator.fit(X, NUMBERS))
-        assert task_of(as_member(estimator, task="classification")) == "classification"
-    frame = pd.DataFrame({"x": X[:, 0], "kind": pd.Categorical(["a", "b"] * 30)})  # it takes no row of zeros
-    assert task_of(as_member(one[0].fit(frame, NUMBERS[:, 0]))) == "regression"
 
 
 def test_a_classifier_is_no_regressor():
