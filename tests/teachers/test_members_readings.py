@@ -40,10 +40,12 @@ def test_a_float64_module_predicts_float64_rows_as_it_is():
 
 
 @pytest.mark.parametrize("regressor", [RandomForestRegressor(5, random_state=0), LinearRegression()])
-def test_a_regressor_of_one_hot_rows_has_two_readings(regressor):
+def test_a_regressor_of_one_hot_rows_has_several_readings(regressor):
     fitted = regressor.fit(X, np.eye(3)[Y])
+    with pytest.raises(ValueError, match=r"task: .*predicts 3 numbers a row.*task='classification'"):
+        Ensemble.from_members([fitted])
     with pytest.raises(ValueError, match=r"output: .*sum to 1.*output='probability'"):
-        Ensemble.from_members([fitted]).predict_proba(X)
+        Ensemble.from_members([fitted], task="classification").predict_proba(X)
     scores = SklearnMember(fitted, output="decision").predict_logits(X)
     np.testing.assert_allclose(scores, fitted.predict(X), atol=1e-6)
     if isinstance(regressor, RandomForestRegressor):
