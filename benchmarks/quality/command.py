@@ -51,8 +51,8 @@ def main(arguments: Sequence[str], folder: Path) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--quick", action="store_true", help="few rows and one seed: to check that all parts work")
-    p.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS), metavar="SET", help="of "
-                   f"{', '.join(SETS)}")  # fmt: skip
+    p.add_argument("--sets", nargs="*", choices=list(SETS), default=list(SETS), metavar="SET", help="of "
+                   f"{', '.join(SETS)}; none: the results of --beside and the --times alone")  # fmt: skip
     p.add_argument("--regimes", nargs="+", choices=["pool", "all"], default=["pool", "all"], metavar="REGIME",
                    help="pool, all")  # fmt: skip
     p.add_argument("--seeds", type=int, metavar="N", help="default: 5, quick: 1")

@@ -61,6 +61,16 @@ struct DenseRow : RowBase<Panel> {
     panel.close();
   }
 
+  // Member k is on chip; the next one is on its way.
+  ENSDISTILL_DEVICE void wait_for_member(int k) const {
+    if (k + 1 < members) {
+      panel.bring_member(k + 1, row);
+      async_wait<1>();
+    } else {
+      async_wait<0>();
+    }
+  }
+
   // --- the first sweep over student and targets where all members are on chip: their sums meet once
 
   ENSDISTILL_DEVICE void look_at_once() {
@@ -90,12 +100,7 @@ struct DenseRow : RowBase<Panel> {
     if (!by_lanes) panel.group.post(slots, 0, s);
 #pragma unroll 1
     for (int k = 0; k < members; ++k) {
-      if (k + 1 < members) {
-        panel.bring_member(k + 1, row);
-        async_wait<1>();
-      } else {
-        async_wait<0>();
-      }
+      wait_for_member(k);
       if (mean) continue;
       const auto shelf = panel.own_shelf_of(k);
       put(1 + k, of_target(this->template own_sums<U>([&](int step, Real(*x)[V]) { this->template read<U>(shelf, step, x); }, of_target.inv_t),
@@ -153,12 +158,7 @@ struct DenseRow : RowBase<Panel> {
     if constexpr (Panel::kResident) {
 #pragma unroll 1
       for (int k = 0; k < members; ++k) {
-        if (k + 1 < members) {
-          panel.bring_member(k + 1, row);
-          async_wait<1>();
-        } else {
-          async_wait<0>();
-        }
+        wait_for_member(k);
         const auto shelf = panel.shelf_of(k, row);
         if (p.geometric && members > 1) {
           add_to_sum(k, [&](const Real* z, int j) { return member_weight(k) * z[j]; }, shelf);
