@@ -9,6 +9,7 @@ kinds are compared by a hash of their content.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ from ensdistill.data.tasks import strata_of, task_of_labels
 if TYPE_CHECKING:
     from ensdistill.data import Split
 
+MANY_SETS = 2_000  # of rows that stay together, beyond which a choice for each takes seconds
+SMALL_SET = 20  # such sets are at most this part of a fold
 FEW = 4096  # so many lazy samples are read before worker processes would have started
 BLOCK_BYTES = (
     2**26
@@ -235,13 +238,8 @@ def folds_of(
     groups: np.ndarray, labels: np.ndarray, folds: int, seed: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """:func:`stratified_folds`, where the sets of rows that stay together are known, int64 [N]."""
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-
-    different = len(np.unique(groups))
-    unique = different == len(groups)
-    splitter = (StratifiedKFold if unique else StratifiedGroupKFold)(
-        folds, shuffle=True, random_state=seed % 2**32
-    )
+    sizes = np.unique(groups, return_counts=True)[1]
+    different = len(sizes)
     if folds > different:
         raise ValueError(
             f"folds: expected at most {different}, because the rows are copies of {different} different "
@@ -253,7 +251,7 @@ def folds_of(
         labels = strata_of(labels)
     else:
         labels = strata_of(labels)
-        parts = list(splitter.split(np.zeros(len(labels)), labels, None if unique else groups))
+        parts = _stratified(groups, sizes, labels, folds, seed % 2**32)
     for train, held in parts:
         if len(held) == 0 or (lost := np.setdiff1d(labels, labels[train])).size:
             which = (
@@ -266,6 +264,32 @@ def folds_of(
                 "fewer, or remove copies"
             )
     return parts
+
+
+def _stratified(
+    groups: np.ndarray, sizes: np.ndarray, labels: np.ndarray, folds: int, seed: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The folds of rows with a class each, where sets of some ``sizes`` stay together.
+
+    The greedy choice for each set takes a minute for 300 000 of them. Many small sets are drawn by the class
+    of their first row and by their size.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    rows, options = np.zeros(len(labels)), {"n_splits": folds, "shuffle": True, "random_state": seed}
+    if len(sizes) == len(labels):
+        return list(StratifiedKFold(**options).split(rows, labels))
+    _, first, of_row = np.unique(groups, return_index=True, return_inverse=True)
+    kinds = np.stack([labels[first], np.log2(sizes).astype(np.int64)])
+    strata = np.unique(kinds, axis=1, return_inverse=True)[1].ravel()
+    large = sizes.max() > len(labels) / (SMALL_SET * folds)
+    if len(sizes) <= MANY_SETS or large or np.bincount(strata).max() < folds:
+        return list(StratifiedGroupKFold(**options).split(rows, labels, groups))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class")  # large sets are few
+        parts = list(StratifiedKFold(**options).split(first, strata))
+    return [(np.flatnonzero(~is_held[of_row]), np.flatnonzero(is_held[of_row]))
+            for is_held in (np.isin(np.arange(len(sizes)), held) for _, held in parts)]  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensdistill.data import UNLABELLED, Digits, Rows, Split, stratified_split
-from ensdistill.data.copies import count_copies, equal_inputs, stratified_folds
+from ensdistill.data.copies import count_copies, equal_inputs, folds_of, stratified_folds
 
 
 @pytest.mark.parametrize(
@@ -122,6 +122,29 @@ def test_folds_keep_copies_together():
         (a[1].shape != b[1].shape) or (a[1] != b[1]).any()
         for a, b in zip(parts, stratified_folds(inputs, labels, 4, 1), strict=True)
     )
+
+
+def test_folds_of_many_sets_have_the_classes_in_proportion():
+    rng = np.random.default_rng(0)
+    groups = rng.integers(0, 12_000, 20_000)  # 9 700 sets, most of one or two rows
+    labels = rng.choice(4, 20_000, p=[0.7, 0.2, 0.09, 0.01])[groups]
+    parts = folds_of(groups, labels, 5, seed=3)
+    assert sorted(np.concatenate([held for _, held in parts])) == list(range(20_000))
+    shares = np.stack([np.bincount(labels[held], minlength=4) for _, held in parts]) / np.bincount(labels)
+    np.testing.assert_allclose(shares, 0.2, atol=0.03)
+    for train, held in parts:
+        assert len(train) + len(held) == 20_000
+        assert not np.intersect1d(groups[train], groups[held]).size
+    again = folds_of(groups, labels, 5, seed=3)
+    assert all((a[1] == b[1]).all() for a, b in zip(parts, again, strict=True))
+    assert (parts[0][1][:50] != folds_of(groups, labels, 5, seed=4)[0][1][:50]).any()
+
+
+def test_large_sets_among_many_are_divided_evenly():
+    groups = np.concatenate([np.arange(3_000), np.full(700, 3_000), np.full(700, 3_001)])
+    labels = np.arange(len(groups)) % 2
+    sizes = [len(held) for _, held in folds_of(groups, labels, 2, seed=0)]
+    assert sizes == [2200, 2200]
 
 
 def test_a_class_of_copies_cannot_be_held_out():
