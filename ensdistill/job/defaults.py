@@ -41,6 +41,7 @@ NETWORKS = 3  # networks of one kind in the ensemble
 ROWS, IMAGES, TEXTS = (20, 5_000, 80_000), (12, 6_000, 12_000), (6, 2_000, 20_000)
 NUMBERS = 2**26  # in the made rows of a table, at most: 512 MiB of float64; wider tables get fewer rows
 FEW = 2_000  # images; more of them are better without made ones: docs/transfer.md has the comparison
+MANY = 50_000  # labelled rows, beyond which leaves are larger: a forest would take gigabytes. docs/numbers.md
 # Steps, batch sizes and learning rates are auto: trainings find them by their rows. Members try more or less
 # regularisation first.
 NETWORK = Optimization(weight_decay=0.05, label_smoothing=0.1)
@@ -120,7 +121,7 @@ def _of_numbers(columns: int, labelled: int, pool: int, preprocess: Any, labels:
         "l2_regularization": 1.0,
         "max_features": 0.5,
     }
-    forest = {"n_estimators": 200, "min_samples_leaf": 2}
+    forest = {"n_estimators": 200, "min_samples_leaf": 5 if labelled > MANY else 2}
     estimators: dict[str, Any] = {
         "boosting": _each(HistGradientBoostingClassifier(**boosting), labels),
         "trees": ExtraTreesClassifier(**forest),

@@ -88,6 +88,15 @@ def test_trainings_find_their_numbers_by_themselves(kind: str) -> None:
     assert networks
 
 
+def test_forests_of_many_rows_have_larger_leaves() -> None:
+    def leaves(labelled: int) -> int:
+        found = defaults(np.zeros((10, 3), np.float32), labelled, 0).teachers.members
+        trees = next(one.estimator for one in found if getattr(one, "name", "") == "trees")
+        return int(trees.min_samples_leaf)
+
+    assert (leaves(50_000), leaves(50_001)) == (2, 5)
+
+
 def test_samples_of_several_fields_have_no_default() -> None:
     with pytest.raises(TypeError, match="got mapping, for which there are no default models"):
         defaults({"a": np.zeros((3, 2)), "b": np.zeros(3)}, 3)
