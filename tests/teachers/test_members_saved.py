@@ -11,12 +11,22 @@ import pytest
 import skops.io
 import torch
 from member_cases import members
+from sklearn.preprocessing import FunctionTransformer
 from sklearn.svm import SVC
 from torch import nn
 
+from ensdistill.data.preprocess import Transformer
 from ensdistill.models import MLP
 from ensdistill.teachers import Ensemble
-from ensdistill.teachers.members import CallableMember, Member, SklearnMember, TorchMember, load_member
+from ensdistill.teachers.members import (
+    CallableMember,
+    Member,
+    Preprocessed,
+    SklearnMember,
+    TorchMember,
+    inner,
+    load_member,
+)
 
 
 @pytest.fixture(scope="module")
@@ -192,18 +202,22 @@ def test_a_member_that_was_saved_without_a_word_on_its_outputs_is_loaded(tmp_pat
     )
 
 
-def test_an_estimator_is_written_once_when_it_is_saved_and_read_no_more_than_needed(
-    tmp_path, rows, monkeypatch
+@pytest.mark.parametrize("preprocessed", [False, True])
+def test_an_estimator_is_written_once_when_it_is_saved_and_once_when_it_is_read(
+    preprocessed, tmp_path, rows, monkeypatch
 ):
     member = SklearnMember(SVC().fit(*rows), name="svc")
+    if preprocessed:
+        member = Preprocessed(member, Transformer(FunctionTransformer().fit(rows[0])))
     written = []
-    monkeypatch.setattr(skops.io, "dumps", lambda *a, dumps=skops.io.dumps: written.append(1) or dumps(*a))
+    dumps = skops.io.dumps
+    monkeypatch.setattr(skops.io, "dumps", lambda one: written.append(type(one)) or dumps(one))
     Ensemble.from_members([member]).save(tmp_path)
-    assert len(written) == 1
-    Ensemble.load(tmp_path)
-    assert (
-        len(written) == 3
-    )  # its archive as written now, which other versions write otherwise, and as it was read
+    assert written.count(SVC) == 1
+    loaded = Ensemble.load(tmp_path)
+    assert written.count(SVC) == 2  # as it is written now, which other versions write otherwise
+    inner(loaded.members[0]).estimator.support_vectors_[0] += 1
+    assert loaded.fingerprint() != Ensemble.load(tmp_path).fingerprint()
 
 
 def test_newer_formats_are_refused(tmp_path, rows):

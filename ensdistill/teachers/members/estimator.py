@@ -47,7 +47,13 @@ from ensdistill.teachers.members.inputs import batches, count, kind, refused, ta
 from ensdistill.teachers.members.moments import Moments, check_moments, split_moments
 from ensdistill.teachers.members.needs import needed, of_archive
 from ensdistill.teachers.members.sigmoids import as_log_odds, of_applying
-from ensdistill.teachers.members.skops_content import Archive, earlier_contents, read_archive
+from ensdistill.teachers.members.skops_content import (
+    Archive,
+    archive_of,
+    digests_of,
+    earlier_contents,
+    read_archive,
+)
 
 Output = Literal["auto", "probability", "decision"]
 
@@ -179,7 +185,7 @@ class SklearnMember:
     @cached_property
     def _size(self) -> tuple[int, int]:
         # Used often, and writing a forest takes half a second.
-        archive = self._archive()
+        archive = digests_of(self.estimator)
         return archive.numbers, archive.size
 
     def predict_logits(self, inputs: Any) -> np.ndarray:
@@ -315,7 +321,7 @@ class SklearnMember:
 
     def fingerprint_parts(self) -> dict[str, str]:
         """Digests of the fingerprint's parts, by name; ``output`` as it is."""
-        now = self._archive()
+        now = digests_of(self.estimator)
         first, file = self._came_from or (now, now)
         own = own_code(self.estimator, libraries=tuple(LIBRARIES))
         code = {f"source of {name}": digest(source) for name, source in own.items()}
@@ -331,7 +337,7 @@ class SklearnMember:
 
     def saved_content(self) -> str:
         """Digest of the saved files' content."""
-        return self._content(self._archive())
+        return self._content(digests_of(self.estimator))
 
     def earlier_contents(self, folder: Path, description: dict[str, Any]) -> list[str]:
         """`saved_content` as earlier versions computed it, without ``columns`` and own code."""
@@ -346,19 +352,15 @@ class SklearnMember:
         parts += task_parts(self.task).values()
         return digest([*parts, *([code] if (code := own_code(self.estimator)) else [])])
 
-    def _archive(self) -> Archive:
-        """The .skops archive, written anew, because the estimator may have been refitted."""
-        import skops.io
-
-        return read_archive(skops.io.dumps(self.estimator))
-
     def untrusted(self, trusted: Sequence[str] = ()) -> list[str]:
         """The types that loading has to trust in addition to ``trusted``."""
-        return untrusted_types(self._archive().blob, trusted)
+        import skops.io
+
+        return untrusted_types(skops.io.dumps(self.estimator), trusted)
 
     def save(self, folder: Path | str) -> None:
         """Write ``estimator.skops`` and ``member.json``."""
-        archive = self._archive()
+        archive = archive_of(self.estimator)
         write_bytes(Path(folder) / "estimator.skops", archive.blob)
         more: dict[str, Any] = {"output": self.output, "columns": self.own_columns}
         more |= {"smoothing": self.smoothing, "batch_size": self.batch_size}
@@ -376,7 +378,7 @@ class SklearnMember:
         with warned_already():
             member = cls(estimator, columns=description.get("columns"), **options)
         # Without the bytes, which may be gigabytes.
-        member._came_from = replace(member._archive(), blob=b""), replace(read_archive(blob), blob=b"")
+        member._came_from = digests_of(estimator), replace(read_archive(blob), blob=b"")
         return member
 
 

@@ -19,6 +19,7 @@ from ensdistill.teachers.members.module import TorchMember
 from ensdistill.teachers.members.needs import check_needs
 from ensdistill.teachers.members.onnx import OnnxMember
 from ensdistill.teachers.members.preprocessed import Preprocessed
+from ensdistill.teachers.members.skops_content import unchanged
 
 KINDS: dict[str, Loadable] = {
     "torch": TorchMember,
@@ -58,15 +59,18 @@ def load_member(folder: Path | str, trusted: Sequence[str] = ()) -> Member:
         )
     check_needs(folder, about)
     loader = _class_of(folder, about, trusted)
-    try:
-        member = loader.load(folder, about, tuple(trusted))
-    except (ValueError, ImportError):
-        raise
-    except Exception as error:  # for a damaged file the libraries raise many kinds, without the file's name
-        raise ValueError(f"{folder}: cannot be loaded ({type(error).__name__}: {error})") from error
-    if about.get("fingerprint") not in _valid_contents(folder, member, about):
-        raise ValueError(f"{folder}: the files are not those that were saved (the fingerprint differs)")
-    return member
+    with unchanged():
+        try:
+            member = loader.load(folder, about, tuple(trusted))
+        except (ValueError, ImportError):
+            raise
+        except (
+            Exception
+        ) as error:  # for a damaged file the libraries raise many kinds, without the file's name
+            raise ValueError(f"{folder}: cannot be loaded ({type(error).__name__}: {error})") from error
+        if about.get("fingerprint") not in _valid_contents(folder, member, about):
+            raise ValueError(f"{folder}: the files are not those that were saved (the fingerprint differs)")
+        return member
 
 
 class _PreprocessedFiles:

@@ -20,6 +20,7 @@ from ensdistill.teachers.members.inputs import advice, as_batch, count
 from ensdistill.teachers.members.module import TorchMember
 from ensdistill.teachers.members.moments import Moments, moments_of
 from ensdistill.teachers.members.needs import needed, of_preprocess
+from ensdistill.teachers.members.skops_content import unchanged
 
 
 class Preprocessed:
@@ -125,9 +126,10 @@ class Preprocessed:
 
     def save(self, folder: Path | str) -> None:
         """Write the folders ``model`` and ``preprocess``, and ``member.json``."""
-        self.member.save(Path(folder) / "model")
-        self.preprocess.save(Path(folder) / "preprocess")
-        write_description(folder, self, "preprocessed", needs=needed(of_preprocess(self.preprocess)))
+        with unchanged():
+            self.member.save(Path(folder) / "model")
+            self.preprocess.save(Path(folder) / "preprocess")
+            write_description(folder, self, "preprocessed", needs=needed(of_preprocess(self.preprocess)))
 
 
 def rows_for(member: Member, inputs: Any) -> Any:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,22 @@ from ensdistill.teachers.members.neutral import neutral
 
 _TREES_OF_NEIGHBOURS = ("sklearn.neighbors._kd_tree", "sklearn.neighbors._ball_tree")
 _PICKLED = {library.pickled: library for library in LIBRARIES.values()}
+
+
+_SEEN: ContextVar[dict[int, tuple[Any, Archive]] | None] = ContextVar("seen", default=None)
+
+
+@contextmanager
+def unchanged() -> Iterator[None]:
+    """While files are written or read, estimators are not refitted: the digests of each are computed once."""
+    if _SEEN.get() is not None:
+        yield
+        return
+    token = _SEEN.set({})
+    try:
+        yield
+    finally:
+        _SEEN.reset(token)
 
 
 @dataclass(frozen=True)
@@ -42,6 +60,23 @@ class Archive:
     parts: dict[str, str]
     numbers: int
     size: int
+
+
+def archive_of(estimator: Any) -> Archive:
+    """The .skops archive of an estimator, written anew, because it may have been refitted."""
+    import skops.io
+
+    made = read_archive(skops.io.dumps(estimator))
+    if (seen := _SEEN.get()) is not None:
+        seen[id(estimator)] = estimator, replace(made, blob=b"")  # it lives as long as its number
+    return made
+
+
+def digests_of(estimator: Any) -> Archive:
+    """:func:`archive_of` without the bytes, which may be gigabytes."""
+    if (known := (_SEEN.get() or {}).get(id(estimator))) is not None:
+        return known[1]
+    return replace(archive_of(estimator), blob=b"")
 
 
 def read_archive(blob: Blob) -> Archive:
