@@ -34,7 +34,6 @@ from ensdistill.student.retention import (
 
 FILE = "examples.json"
 TEST = 3000  # rows at most
-STEPS = 800  # of students, at most
 SMALL: Mapping[str, Sequence[tuple[int, int]]] = {  # labelled rows and rows of the pool of each job
     "digits": [(200, 0), (200, 800)],
     "letter": [(400, 0), (400, 4000), (1500, 0), (1500, 6000)],
@@ -81,10 +80,6 @@ class SmallCase(Case):
     @property
     def sizes(self) -> tuple[str, ...]:
         return ("member", "least")
-
-    @property
-    def steps(self) -> int | None:
-        return STEPS
 
 
 def small_cases(folder: Path, sets: Sequence[str]) -> Iterator[SmallCase]:
