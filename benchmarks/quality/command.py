@@ -75,6 +75,8 @@ def main(arguments: Sequence[str], folder: Path) -> int:
     notes, screen = Console(stderr=True, highlight=False, soft_wrap=True), Console(highlight=False)
     screen.width = max(screen.width, 170)
     if options.fit_rule:
+        if not options.sets:
+            p.error("--sets: expected names of data sets with --fit-rule; got none")
         return _fit_rule(options, folder, notes)
     cpu = torch.device("cpu")
     where, source = machine.describe_machine(cpu), machine.describe_source(cpu)
@@ -122,9 +124,10 @@ def main(arguments: Sequence[str], folder: Path) -> int:
     for rows in (options.times or list(times.MINUTES)) if options.times is not None else []:
         result["minutes"][str(rows)] = times.measured(rows, notes.print)
         _keep(out, result)
-    if not result["students"]:
+    if not result["students"] and not result["minutes"]:
         notes.print("no data set is there")
         return 1
+    _keep(out, result)
     screen.print(table(result))
     screen.print(goals_table(result))
     picture.draw(result, out.with_suffix(".png"))

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from ensdistill.data import Split
 
 MANY_SETS = 2_000  # of rows that stay together, beyond which a choice for each takes seconds
-SMALL_SET = 20  # such sets are at most this part of a fold
+SMALL = 1 / 20  # of a fold: the largest of such sets
+MIXED = 0.01  # of the rows may be of another class than their set's rarest
 FEW = 4096  # so many lazy samples are read before worker processes would have started
 BLOCK_BYTES = (
     2**26
@@ -271,25 +272,36 @@ def _stratified(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """The folds of rows with a class each, where sets of some ``sizes`` stay together.
 
-    The greedy choice for each set takes a minute for 300 000 of them. Many small sets are drawn by the class
-    of their first row and by their size.
+    The greedy choice for each set takes a minute for 300 000 of them. Many small sets are drawn by their
+    rarest class and by their size, where nearly all rows of a set are of one class.
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     rows, options = np.zeros(len(labels)), {"n_splits": folds, "shuffle": True, "random_state": seed}
     if len(sizes) == len(labels):
         return list(StratifiedKFold(**options).split(rows, labels))
-    _, first, of_row = np.unique(groups, return_index=True, return_inverse=True)
-    kinds = np.stack([labels[first], np.log2(sizes).astype(np.int64)])
+    of_row = np.unique(groups, return_inverse=True)[1]
+    _, classes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    rank = np.argsort(np.argsort(counts, kind="stable"))[classes]  # of a row's class, the rarest first
+    rarest = np.full(len(sizes), len(counts))
+    np.minimum.at(rarest, of_row, rank)
+    kinds = np.stack([rarest, np.log2(sizes).astype(np.int64)])
     strata = np.unique(kinds, axis=1, return_inverse=True)[1].ravel()
-    large = sizes.max() > len(labels) / (SMALL_SET * folds)
-    if len(sizes) <= MANY_SETS or large or np.bincount(strata).max() < folds:
-        return list(StratifiedGroupKFold(**options).split(rows, labels, groups))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The least populated class")  # large sets are few
-        parts = list(StratifiedKFold(**options).split(first, strata))
-    return [(np.flatnonzero(~is_held[of_row]), np.flatnonzero(is_held[of_row]))
-            for is_held in (np.isin(np.arange(len(sizes)), held) for _, held in parts)]  # fmt: skip
+    alike = sizes.max() <= SMALL * len(labels) / folds and (rank != rarest[of_row]).mean() <= MIXED
+    parts = []
+    if len(sizes) > MANY_SETS and alike and np.bincount(strata).max() >= folds:
+        # In this order a class's strata are neighbours, and neighbours are dealt to the folds in turn: a
+        # class of two sets is never in one fold alone.
+        order = np.argsort(strata, kind="stable")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The least populated class")  # large sets are few
+            for _, held in StratifiedKFold(**options).split(order, strata[order]):
+                is_held = np.zeros(len(sizes), bool)
+                is_held[order[held]] = True
+                parts.append((np.flatnonzero(~is_held[of_row]), np.flatnonzero(is_held[of_row])))
+    if parts and all(len(np.unique(classes[train])) == len(counts) for train, _ in parts):
+        return parts
+    return list(StratifiedGroupKFold(**options).split(rows, labels, groups))
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,32 @@ def test_folds_of_many_sets_have_the_classes_in_proportion():
     assert (parts[0][1][:50] != folds_of(groups, labels, 5, seed=4)[0][1][:50]).any()
 
 
+@pytest.mark.parametrize("count", [2101, 2102, 2103])
+def test_a_class_of_two_sets_is_in_two_folds(count):
+    groups = np.r_[0, np.arange(1, count), np.arange(1, 151), count, count]  # one row, and a pair
+    labels = np.r_[2, np.arange(1, count) % 2, np.arange(1, 151) % 2, 2, 2]
+    for train, _ in folds_of(groups, labels, 2, seed=0):
+        assert set(labels[train]) == {0, 1, 2}
+
+
+def test_sets_of_several_classes_lose_none():
+    groups = np.repeat(np.arange(2100), 2)
+    labels = np.tile([0, 1], 2100)
+    labels[[1, 2001]] = 2
+    for mixed in (labels, np.where(np.arange(4200) < 4180, labels[::2].repeat(2), labels)):  # half, and few
+        for seed in range(3):
+            for train, held in folds_of(groups, mixed, 2, seed):
+                assert set(mixed[train]) == set(mixed)
+                assert not np.intersect1d(groups[train], groups[held]).size
+
+
+def test_a_class_in_the_rest_of_few_sets_is_divided_evenly():
+    labels = np.zeros((3000, 10), np.int64)
+    labels[::50, 1:] = 1
+    parts = folds_of(np.repeat(np.arange(3000), 10), labels.ravel(), 5, seed=0)
+    assert [int(labels.ravel()[held].sum()) for _, held in parts] == [108] * 5
+
+
 def test_large_sets_among_many_are_divided_evenly():
     groups = np.concatenate([np.arange(3_000), np.full(700, 3_000), np.full(700, 3_001)])
     labels = np.arange(len(groups)) % 2

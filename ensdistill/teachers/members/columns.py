@@ -19,6 +19,7 @@ from ensdistill.teachers.members.base import (
     wrong_task,
 )
 from ensdistill.teachers.members.moments import Moments, moments_of
+from ensdistill.teachers.members.skops_content import unchanged
 
 
 class ColumnsMember:
@@ -115,6 +116,7 @@ class ColumnsMember:
 
     def save(self, folder: Path | str) -> None:
         """Write a folder for each member, ``column-0`` and so on, and ``member.json``."""
-        for place, one in enumerate(self.members):
-            one.save(Path(folder) / f"column-{place}")
-        write_description(folder, self, "columns")
+        with unchanged():
+            for place, one in enumerate(self.members):
+                one.save(Path(folder) / f"column-{place}")
+            write_description(folder, self, "columns")

@@ -59,14 +59,13 @@ def load_member(folder: Path | str, trusted: Sequence[str] = ()) -> Member:
         )
     check_needs(folder, about)
     loader = _class_of(folder, about, trusted)
-    with unchanged():
+    with unchanged(own=about.get("class_path") is None):
         try:
             member = loader.load(folder, about, tuple(trusted))
         except (ValueError, ImportError):
             raise
-        except (
-            Exception
-        ) as error:  # for a damaged file the libraries raise many kinds, without the file's name
+        # Of a damaged file the libraries raise many kinds, without the file's name.
+        except Exception as error:
             raise ValueError(f"{folder}: cannot be loaded ({type(error).__name__}: {error})") from error
         if about.get("fingerprint") not in _valid_contents(folder, member, about):
             raise ValueError(f"{folder}: the files are not those that were saved (the fingerprint differs)")

@@ -26,12 +26,15 @@ _SEEN: ContextVar[dict[int, tuple[Any, Archive]] | None] = ContextVar("seen", de
 
 
 @contextmanager
-def unchanged() -> Iterator[None]:
-    """While files are written or read, estimators are not refitted: the digests of each are computed once."""
-    if _SEEN.get() is not None:
+def unchanged(own: bool = True) -> Iterator[None]:
+    """While files are written or read, estimators are not refitted: the digests of each are computed once.
+
+    Not so in the code of other packages, which is not this package's ``own``.
+    """
+    if own and _SEEN.get() is not None:
         yield
         return
-    token = _SEEN.set({})
+    token = _SEEN.set({} if own else None)
     try:
         yield
     finally:
