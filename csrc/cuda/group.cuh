@@ -111,7 +111,7 @@ struct Group {
     const int lane = int(threadIdx.x) % 32;
     return across(lane < blocks ? of_block(reinterpret_cast<const T*>(mine), lane) : neutral, 32);
   }
-  // What is at the same place of another block's memory.
+  // The value at the same place of another block's memory.
   template <class T>
   static ENSDISTILL_DEVICE T of_block(const T* mine, int block) {
     uint32_t word[sizeof(T) / 4];

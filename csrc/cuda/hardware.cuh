@@ -114,8 +114,8 @@ ENSDISTILL_DEVICE int cluster_size() {
 #endif
   return int(size);
 }
-// All threads of a cluster meet. It orders nobody's accesses before it but those of threads that called cluster_fence(): a fence waits
-// until all that its thread has stored is visible, the gradient too, so only threads call it whose stores other blocks read.
+// All threads of a cluster meet. The barrier orders the earlier accesses of those threads that called cluster_fence(), and of no others.
+// A fence waits until all stores of its thread are visible, the gradient too: threads whose stores other blocks read call it.
 ENSDISTILL_DEVICE void cluster_barrier() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");

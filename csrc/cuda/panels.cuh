@@ -68,7 +68,7 @@ struct PanelBase {
   }
 };
 
-// What of a row is on chip: nothing; the student, and members in turn beside their sum; the student and all members.
+// The parts of a row on chip: none; the student, and members in turn beside their sum; the student and all members.
 enum class Holding { nothing, in_turn, at_once };
 
 template <class Student, class Target, Holding kHolding>

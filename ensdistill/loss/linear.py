@@ -324,9 +324,8 @@ def _linear(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
                 grad_hidden[rows] = g if factor is None else g * factor
             if call.with_weight:
                 h = h if factor is None else (h * factor).to(dtype)
-                if (
-                    start == 0
-                ):  # not added to zeros, which would be two more passes over memory of the weight's size
+                # Not added to zeros, which would be two more passes over memory of the weight's size.
+                if start == 0:
                     grad_weight = gradient.t() @ h
                 elif dtype == kept:
                     grad_weight.addmm_(gradient.t(), h)

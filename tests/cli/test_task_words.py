@@ -1,4 +1,4 @@
-"""What the commands print of a run is worded by its task."""
+"""The commands word the output of a run by its task."""
 
 from __future__ import annotations
 
