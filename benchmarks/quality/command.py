@@ -17,7 +17,7 @@ from rich.table import Table
 
 from benchmarks.quality import cases, jobs, judgement, picture, rule, times
 from benchmarks.quality.peers import PEERS, Peer, autogluon, available, predictions, torchdistill
-from benchmarks.quality.sets import SETS
+from benchmarks.quality.sets import REGIMES, SETS
 from benchmarks.teachers.data import Missing
 from ensdistill.bench import machine
 from ensdistill.bench.result import write_result
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str], folder: Path) -> int:
     p.add_argument("--quick", action="store_true", help="few rows and one seed: to check that all parts work")
     p.add_argument("--sets", nargs="*", choices=list(SETS), default=list(SETS), metavar="SET", help="of "
                    f"{', '.join(SETS)}; none: the results of --beside and the --times alone")  # fmt: skip
-    p.add_argument("--regimes", nargs="+", choices=["pool", "all"], default=["pool", "all"], metavar="REGIME",
+    p.add_argument("--regimes", nargs="+", choices=REGIMES, default=REGIMES, metavar="REGIME",
                    help="pool, all")  # fmt: skip
     p.add_argument("--seeds", type=int, metavar="N", help="default: 5, quick: 1")
     p.add_argument("--develop", action="store_true", help="other seeds, on which settings may be chosen")
@@ -64,7 +64,8 @@ def main(arguments: Sequence[str], folder: Path) -> int:
     )
     p.add_argument("--fit-rule", nargs="?", const="all", choices=["all", "finished"], metavar="finished", help="fit "
                    "the rules by which a preflight predicts the share that is kept, and write them into the package: "
-                   "train small jobs on development seeds first, or take the finished ones of --work")  # fmt: skip
+                   "train small jobs on development seeds first, or take the finished ones of --work; the finished cases "
+                   "of --work with one seed are examples, too")  # fmt: skip
     p.add_argument("--times", nargs="*", type=int, choices=list(times.MINUTES), metavar="ROWS", help="time runs from "
                    "a CSV file of so many rows to the report, too (default: 10000 300000)")  # fmt: skip
     p.add_argument("--beside", nargs="+", type=Path, default=[], metavar="FILE", help="results of earlier runs: "

@@ -1,5 +1,5 @@
-"""The rules by which a preflight predicts the share of the gain that a student keeps: small jobs on development
-seeds, and for each task a ridge regression that is judged on data sets that it left out."""
+"""The rules by which a preflight predicts the share of the gain that a student keeps: the benchmark's cases and
+small jobs, and for each task a ridge regression that is judged on data sets that it left out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.quality import jobs, judgement
 from benchmarks.quality.jobs import Case
-from benchmarks.quality.sets import SETS, Regime
+from benchmarks.quality.sets import REGIMES, Regime
 from benchmarks.teachers.data import Missing
 from ensdistill.common.files import read_json, write_json
 from ensdistill.common.fingerprint import digest
@@ -118,11 +118,12 @@ def examples(case: Case, note: Callable[[str], None]) -> list[dict[str, Any]]:
     return found
 
 
-def benchmark_cases(folder: Path, sets: Sequence[str]) -> Iterator[Case]:
-    """The benchmark's own cases on its first development seed."""
-    for name in filter(SMALL.__contains__, sets):
-        for regime in SETS[name].regimes:
-            yield Case(name, regime, 1, jobs.FIRST_SEEDS["develop"], folder)
+def benchmark_cases(work: Path, sets: Sequence[str]) -> Iterator[Case]:
+    """The benchmark's own cases with one seed: the first development seed, and the first reported one. The
+    quick ones are no examples: their students are trained too shortly."""
+    for (use, first), name in product(jobs.FIRST_SEEDS.items(), sets):
+        for regime in REGIMES:
+            yield Case(name, regime, 1, first, work / use)
 
 
 def is_finished(case: Case) -> bool:
@@ -136,10 +137,13 @@ def is_finished(case: Case) -> bool:
 def gather(
     work: Path, sets: Sequence[str], note: Callable[[str], None], *, train: bool = True
 ) -> list[dict[str, Any]]:
-    """The examples of all small jobs, and of the finished development cases of the benchmark; without
-    ``train`` those of finished jobs alone."""
+    """The examples of all small jobs, and of the benchmark's finished cases of one seed; without ``train``
+    those of finished jobs alone.
+
+    Reported seeds may be among the examples, for no setting depends on the rule: a preflight prints it.
+    """
     found = []
-    known = filter(is_finished, benchmark_cases(work / "develop", sets))
+    known = filter(is_finished, benchmark_cases(work, sets))
     small = small_cases(work / "rule", sets)
     for case in chain(known, small if train else filter(is_finished, small)):
         note(f"{case}")

@@ -19,6 +19,7 @@ from ensdistill.data import Split
 from ensdistill.data.splits import stratified_split
 
 R = Path("/usr/lib/R/site-library")
+REGIMES = ("pool", "all")  # and `quick`, a small one, to check that everything works
 SIZES = ("member", "tenth")  # a student as large as a member of the ensemble, and a tenth of it
 LATE = (0.5, 30.5)  # minutes: early, late, later
 

@@ -248,6 +248,12 @@ def test_small_cases_begin_with_the_first_of_every_set(tmp_path):
     assert next(case for case in cases if case.name == "diabetes").rows.test is None
 
 
+def test_quick_cases_are_no_examples_of_the_rule(tmp_path):
+    cases = list(rule.benchmark_cases(tmp_path, list(SETS)))
+    assert {case.regime for case in cases} == {"pool", "all"}
+    assert {(case.folder.name, case.first_seed) for case in cases} == {("develop", 0), ("report", 1000)}
+
+
 def test_an_unknown_feature_counts_as_the_mean_by_weight_in_the_fit_and_in_the_rule():
     """A weight changes the mean of a feature, and so an unknown feature that stands for it."""
     sizes, weights = np.array([-1.0, 0.0, 1.0, 2.0, np.nan, np.nan]), np.array([1.0, 1.0, 1.0, 7.0, 3.0, 2.0])
