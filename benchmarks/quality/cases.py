@@ -75,6 +75,7 @@ def _student(
         # Whether the preflight advises against a student of this size.
         "warned": not forecast.over_best_member.certain or (direct is not None and not direct.certain),
         "expected": asdict(forecast.expected[size]) if size in forecast.expected else None,
+        "features": asdict(forecast.features[size]) if size in forecast.features else None,
         "advice": list(forecast.advice),
         "dataset": dict(results.dataset),
         "timings_s": dict(results.timings),

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,8 @@ def main(arguments: Sequence[str], folder: Path) -> int:
     )
     p.add_argument("--fit-rule", nargs="?", const="all", choices=["all", "finished"], metavar="finished", help="fit "
                    "the rules by which a preflight predicts the share that is kept, and write them into the package: "
-                   "train small jobs on development seeds first, or take the finished ones of --work; the finished cases "
-                   "of --work with one seed are examples, too")  # fmt: skip
+                   "train small jobs on development seeds first, or take the finished ones of --work; the students of "
+                   "--beside are examples, too")  # fmt: skip
     p.add_argument("--times", nargs="*", type=int, choices=list(times.MINUTES), metavar="ROWS", help="time runs from "
                    "a CSV file of so many rows to the report, too (default: 10000 300000)")  # fmt: skip
     p.add_argument("--beside", nargs="+", type=Path, default=[], metavar="FILE", help="results of earlier runs: "
@@ -73,12 +74,17 @@ def main(arguments: Sequence[str], folder: Path) -> int:
     p.add_argument("--work", type=Path, default=Path("runs/quality"), metavar="FOLDER", help="of the runs")
     p.add_argument("--out", type=Path, metavar="FILE", help="the result, .json")
     options = p.parse_args(arguments)
+    earlier = []
+    for file in options.beside:
+        earlier.append(read_json(file))
+        if not isinstance(earlier[-1], dict) or earlier[-1].get("benchmark") != "quality":
+            p.error(f"--beside: expected results of this benchmark; got {file}")
     notes, screen = Console(stderr=True, highlight=False, soft_wrap=True), Console(highlight=False)
     screen.width = max(screen.width, 170)
     if options.fit_rule:
         if not options.sets:
             p.error("--sets: expected names of data sets with --fit-rule; got none")
-        return _fit_rule(options, folder, notes)
+        return _fit_rule(options, earlier, folder, notes)
     cpu = torch.device("cpu")
     where, source = machine.describe_machine(cpu), machine.describe_source(cpu)
     suffix = "-develop" * options.develop + "-quick" * options.quick
@@ -97,11 +103,8 @@ def main(arguments: Sequence[str], folder: Path) -> int:
         "failed": {},
         "minutes": {},
     }
-    for file in options.beside:
-        earlier = read_json(file)
-        if not isinstance(earlier, dict) or earlier.get("benchmark") != "quality":
-            p.error(f"--beside: expected results of this benchmark; got {file}")
-        result["students"] = beside(result["students"], earlier["students"], earlier["source"]["commit"])
+    for one in earlier:
+        result["students"] = beside(result["students"], one["students"], one["source"]["commit"])
     for name, reason in missing.items():
         notes.print(f"without {name}: {reason}")
     work = options.work / ("develop" if options.develop else "report")
@@ -178,9 +181,12 @@ def beside(
     return [*others, *({"commit": commit} | one for one in found)]
 
 
-def _fit_rule(options: argparse.Namespace, folder: Path, notes: Console) -> int:
+def _fit_rule(
+    options: argparse.Namespace, earlier: Sequence[dict[str, Any]], folder: Path, notes: Console
+) -> int:
     cpu = torch.device("cpu")
     found = rule.gather(options.work, options.sets, notes.print, train=options.fit_rule == "all")
+    found += chain.from_iterable(map(rule.examples_of, earlier))
     made = rule.fit(found)
     rule.write(made, found, machine.describe_source(cpu), folder / "quality-rule-examples.json")
     for task, one in made.items():

@@ -1,11 +1,11 @@
-"""The rules by which a preflight predicts the share of the gain that a student keeps: the benchmark's cases and
-small jobs, and for each task a ridge regression that is judged on data sets that it left out."""
+"""The rules by which a preflight predicts the share of the gain that a student keeps: for each task a ridge
+regression on the benchmark's results and on small jobs, judged on data sets that it left out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.quality import jobs, judgement
 from benchmarks.quality.jobs import Case
-from benchmarks.quality.sets import REGIMES, Regime
+from benchmarks.quality.sets import Regime
 from benchmarks.teachers.data import Missing
 from ensdistill.common.files import read_json, write_json
 from ensdistill.common.fingerprint import digest
@@ -92,8 +92,8 @@ def small_cases(folder: Path, sets: Sequence[str]) -> Iterator[SmallCase]:
 
 
 def examples(case: Case, note: Callable[[str], None]) -> list[dict[str, Any]]:
-    """The features of a case's students and the shares that they kept, on the development seed's test rows;
-    read from the run's folder where they are there already."""
+    """The examples of a small job's students, by the development seed's test rows; read from the run's folder
+    where they are there already."""
     run = jobs.train(case, note)
     made_from = digest([NAMES, *map(run.digest, run.units("distill"))])
     known = read_json(run.path / FILE)
@@ -101,29 +101,37 @@ def examples(case: Case, note: Callable[[str], None]) -> list[dict[str, Any]]:
         examples: list[dict[str, Any]] = known["examples"]
         return examples
     features, results = run_preflight(run).features, evaluate(run, timed=False)
-    found, task = [], results.task
+    rows = {"labelled": case.rows.labelled, "pool": case.rows.pool}
+    found = []
     for size, one in features.items():
-        about = {
-            "set": case.name,
-            "task": task,
-            "labelled": case.rows.labelled,
-            "pool": case.rows.pool,
-            "size": size,
-        }
-        judged = judgement.judge_student(jobs.predictions(results, size), results.labels, task=task)
-        likelihood = judged[judgement.metrics_of(judged)[judgement.LIKELIHOOD]]
-        figures = {key: likelihood[key] for key in ("kept", "lead", "standard_error")}
-        found.append(about | figures | {"features": asdict(one)})
+        judged = judgement.judge_student(jobs.predictions(results, size), results.labels, task=results.task)
+        found.append(_example(case.name, rows, size, asdict(one), judged))
     write_json(run.path / FILE, {"made_from": made_from, "examples": found})
     return found
 
 
-def benchmark_cases(work: Path, sets: Sequence[str]) -> Iterator[Case]:
-    """The benchmark's own cases with one seed: the first development seed, and the first reported one. The
-    quick ones are no examples: their students are trained too shortly."""
-    for (use, first), name in product(jobs.FIRST_SEEDS.items(), sets):
-        for regime in REGIMES:
-            yield Case(name, regime, 1, first, work / use)
+def examples_of(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The examples in a result of the benchmark. The students of quick jobs are none: they are trained too
+    shortly. Reported seeds may be among them, for no setting depends on the rule: a preflight prints it."""
+    for one in result["students"]:
+        if one.get("features") and not result["settings"]["quick"]:
+            yield _example(one["set"], one["dataset"], one["size"], one["features"], one)
+
+
+def _example(
+    name: str, rows: Mapping[str, Any], size: str, features: Mapping[str, Any], judged: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The features of a student, and the share of the gain in likelihood that it kept."""
+    likelihood = judged[judgement.metrics_of(judged)[judgement.LIKELIHOOD]]
+    return {
+        "set": name,
+        "task": judged["task"],
+        "labelled": rows["labelled"],
+        "pool": rows["pool"],
+        "size": size,
+        **{key: likelihood[key] for key in ("kept", "lead", "standard_error")},
+        "features": dict(features),
+    }
 
 
 def is_finished(case: Case) -> bool:
@@ -137,15 +145,10 @@ def is_finished(case: Case) -> bool:
 def gather(
     work: Path, sets: Sequence[str], note: Callable[[str], None], *, train: bool = True
 ) -> list[dict[str, Any]]:
-    """The examples of all small jobs, and of the benchmark's finished cases of one seed; without ``train``
-    those of finished jobs alone.
-
-    Reported seeds may be among the examples, for no setting depends on the rule: a preflight prints it.
-    """
+    """The examples of all small jobs; without ``train`` those of finished jobs alone."""
     found = []
-    known = filter(is_finished, benchmark_cases(work, sets))
     small = small_cases(work / "rule", sets)
-    for case in chain(known, small if train else filter(is_finished, small)):
+    for case in small if train else filter(is_finished, small):
         note(f"{case}")
         try:
             found += examples(case, note)

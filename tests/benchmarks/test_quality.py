@@ -248,10 +248,15 @@ def test_small_cases_begin_with_the_first_of_every_set(tmp_path):
     assert next(case for case in cases if case.name == "diabetes").rows.test is None
 
 
-def test_quick_cases_are_no_examples_of_the_rule(tmp_path):
-    cases = list(rule.benchmark_cases(tmp_path, list(SETS)))
-    assert {case.regime for case in cases} == {"pool", "all"}
-    assert {(case.folder.name, case.first_seed) for case in cases} == {("develop", 0), ("report", 1000)}
+def test_results_of_the_benchmark_are_examples_of_the_rule_but_not_those_of_quick_jobs():
+    known = asdict(Features(5.0, 50.0, 1.0, 0.0, 3.0, size=0.1))
+    nll = {"kept": 0.7, "lead": 0.1, "standard_error": 0.01, "means": {}}
+    student = {"set": "letter", "size": "tenth", "task": "classification", "features": known, "nll": nll,
+               "dataset": {"labelled": 9, "pool": 4, "classes": 2}}  # fmt: skip
+    result = {"settings": {"quick": False}, "students": [student, student | {"features": None}]}
+    (one,) = rule.examples_of(result)
+    assert one == example("letter", 0.1, 0.7) | {"labelled": 9, "pool": 4, "size": "tenth"}
+    assert not list(rule.examples_of(result | {"settings": {"quick": True}}))
 
 
 def test_an_unknown_feature_counts_as_the_mean_by_weight_in_the_fit_and_in_the_rule():
