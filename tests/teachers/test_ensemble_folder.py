@@ -20,6 +20,7 @@ from sklearn.ensemble import (
     StackingClassifier,
     VotingClassifier,
 )
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.gaussian_process import GaussianProcessClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
@@ -242,3 +243,19 @@ def test_the_view_shows_whose_the_others_are_until_they_are_done():
     assert view._cells("b")[1] == "4/8"
     view._line()
     assert "1 of 3 members trained" in out.getvalue()
+
+
+def test_an_address_that_a_call_sets_is_no_part_of_a_vectoriser(tmp_path):
+    """scikit-learn keeps the address of the stop words that it has checked, and another process has another."""
+    texts, labels = ["red fox", "blue hen", "red hen", "blue fox"] * 5, np.arange(20) % 2
+    model = make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(texts, labels)
+    ensemble = Ensemble.from_members([model])
+    ensemble.save(tmp_path / "before")
+    before = ensemble.fingerprint()
+    model[0]._stop_words_id = 1
+    assert ensemble.fingerprint() == before
+    ensemble.save(tmp_path / "after")
+    ensemble.predict_proba(texts)
+    assert ensemble.fingerprint() == before
+    for folder in ("before", "after"):
+        assert Ensemble.load(tmp_path / folder).fingerprint() == before

@@ -9,6 +9,7 @@ from typing import Any
 # count.
 _NEUTRAL: dict[str, tuple[str, ...]] = {
     "sklearn": ("n_jobs", "verbose", "warm_start", "memory", "pre_dispatch", "cache_size"),
+    "sklearn.feature_extraction.text": ("_stop_words_id",),  # an address: other processes have others
     "xgboost": ("n_jobs", "nthread", "verbosity"),
     # Predictions read neither the training's parameters nor the keywords that LGBMClassifier keeps as
     # attributes too.
