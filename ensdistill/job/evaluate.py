@@ -34,7 +34,7 @@ from ensdistill.job.predictions import (
     served,
 )
 from ensdistill.job.run_folder import RunFolder
-from ensdistill.job.scaling import calibration_rows
+from ensdistill.job.scaling import CalibrationRows, calibration_rows
 from ensdistill.job.spreads import Spreads
 from ensdistill.job.thresholds import Thresholds
 from ensdistill.job.unit import Unit
@@ -54,7 +54,6 @@ from ensdistill.report.results import (
 )
 from ensdistill.student.automatic import Automatic
 from ensdistill.teachers import Ensemble
-from ensdistill.teachers.fitting.scaling import closest_scaling
 from ensdistill.teachers.members import ArrayMember, Member, Moments, inner, load_member
 from ensdistill.teachers.predict import outputs_of, rows_for
 
@@ -230,7 +229,7 @@ def _student(
     run: RunFolder,
     name: str,
     trusted: tuple[str, ...],
-    calibration: list[tuple[Any, Any] | None],
+    calibration: list[CalibrationRows | None],
     report: UnitProgress,
     timed: bool,
 ) -> StudentResults:
@@ -256,7 +255,7 @@ def _student(
             # Direct has held-out folds of the labelled rows; the distilled have none (see `scaling`).
             scaling = direct_scaling(direct, kind)
             if scaling is None and (rows := calibration[seed]) is not None:
-                scaling = closest_scaling(task, outputs_of(member, rows[0]), rows[1])
+                scaling = rows.scaling(member)
             for own, by in ((kind, None), (SCALED[kind], scaling)):
                 made = thresholds.given(kind, member, Prediction.of(task, outputs, by), by)
                 found.setdefault(own, []).append(made)
@@ -295,7 +294,7 @@ def student_models(
         rows, test = calibration_rows(run, seed, ensemble), config.split(seed).test.inputs
         member = load_member(place, run.trusted)
         outputs = outputs_of(member, test)
-        scaling = None if rows is None else closest_scaling(task, outputs_of(member, rows[0]), rows[1])
+        scaling = None if rows is None else rows.scaling(member)
         thresholds = Thresholds.of(run, seed, name, rows)
         for kind, by in (("student", None), (SCALED["student"], scaling)):
             made = thresholds.given("student", member, Prediction.of(task, outputs, by), by)

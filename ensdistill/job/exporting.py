@@ -29,8 +29,6 @@ from ensdistill.report.multilabel_metrics import LabelProbabilities
 from ensdistill.report.regression_metrics import Forecasts
 from ensdistill.student.serving import Student
 from ensdistill.teachers import Ensemble
-from ensdistill.teachers.fitting.scaling import closest_scaling
-from ensdistill.teachers.predict import outputs_of
 
 Format = Literal["onnx", "torch", "safetensors"]
 FILES = {"onnx": "student.onnx", "torch": "student.pt2", "safetensors": "student"}
@@ -175,8 +173,7 @@ def _calibration(run: RunFolder, seed: int, name: str, student: Student) -> dict
             stacklevel=3,
         )
         return {}
-    outputs = outputs_of(student.member, rows[0])
-    scaling = closest_scaling(student.task, outputs, rows[1])
+    scaling = rows.scaling(student.member)
     if student.task == "regression":
         return {"variance_factor": scaling.variance_factor, "noise": scaling.noise}
     if student.task == "classification":

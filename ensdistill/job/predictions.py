@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 from scipy.special import expit
 
 from ensdistill.common.tasks import Task, task_of
+from ensdistill.data.tasks import known_rows
 from ensdistill.report.multilabel_metrics import LabelProbabilities, tuned_thresholds
 from ensdistill.report.regression_metrics import Forecasts
 from ensdistill.report.results import Predicted
@@ -139,6 +140,18 @@ class HeldOut:
         if isinstance(self.predictions, Moments):
             return self.predictions.take(chosen)
         return self.predictions[chosen]
+
+    def squared_error(self, ensemble: Any) -> np.ndarray | None:
+        """The mean squared error [D] of the weighted members' means.
+
+        None of another task than regression, and where a weighted member has no held-out predictions.
+        """
+        chosen = ensemble.weights > 0
+        if ensemble.task != "regression" or not self.judged[chosen].all():
+            return None
+        mean = ensemble.weighted().combine(self.of_members(chosen)).mean
+        found: np.ndarray = np.square(mean - self.labels)[known_rows(self.labels)].mean(0)
+        return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ensdistill.common.tasks import Task
 from ensdistill.job.predictions import Prediction, direct_held_out
 from ensdistill.job.run_folder import RunFolder
-from ensdistill.job.scaling import calibration_rows
+from ensdistill.job.scaling import CalibrationRows, calibration_rows
 from ensdistill.job.unit import Unit
 from ensdistill.teachers import Ensemble
 from ensdistill.teachers.fitting.scaling import Scaling
@@ -26,10 +25,10 @@ class Thresholds:
     task: Task
     labels: np.ndarray
     direct: np.ndarray | None
-    rows: tuple[Any, np.ndarray] | None
+    rows: CalibrationRows | None
 
     @classmethod
-    def of(cls, run: RunFolder, seed: int, name: str, rows: tuple[Any, Any] | None) -> Thresholds:
+    def of(cls, run: RunFolder, seed: int, name: str, rows: CalibrationRows | None) -> Thresholds:
         """Those of a student and its baselines; ``rows`` are those of
         :func:`ensdistill.job.scaling.calibration_rows`."""
         split = run.config.split(seed)
@@ -47,8 +46,8 @@ class Thresholds:
             return made.with_thresholds(self.direct, self.labels)
         if self.rows is None:
             return made
-        p = Prediction.of(self.task, outputs_of(member, self.rows[0]), scaling).values.values
-        return made.with_thresholds(p, np.asarray(self.rows[1], np.float64))
+        p = Prediction.of(self.task, outputs_of(member, self.rows.inputs), scaling).values.values
+        return made.with_thresholds(p, np.asarray(self.rows.targets, np.float64))
 
     def of_member(self, kind: str, member: Member, scaling: Scaling | None = None) -> list[float] | None:
         """The thresholds of a model; None where no rows tune them, or the task has none."""

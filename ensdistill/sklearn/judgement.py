@@ -104,11 +104,12 @@ def report_of(
     split, test, task = lesson.split, lesson.split.test.inputs, lesson.split.task
     plain, smoothed, recipe = student.baselines(lesson)
     of_best = student.distilled(lesson, taught.best)
+    error = _held_out(taught, lesson).squared_error(taught.ensemble)
     trained = {
         "direct": plain,
         "direct_label_smoothing": smoothed,
-        "distilled_from_best_member": Baseline(of_best, _scaling(of_best, lesson)),
-        "student": Baseline(member, _scaling(member, lesson)),
+        "distilled_from_best_member": Baseline(of_best, _scaling(of_best, lesson, error)),
+        "student": Baseline(member, _scaling(member, lesson, error)),
     }
     cost: dict[str, Any] = {"latency_ms": NOT_MEASURED}
     own = cost | {"parameters": member.parameters, "bytes": member.bytes}
@@ -191,15 +192,15 @@ def _held_out(taught: Taught, lesson: Lesson) -> HeldOut:
     return HeldOut(np.full((members, len(rows), len(lesson.split.classes)), np.nan), rows.labels)
 
 
-def _scaling(member: Member, lesson: Lesson) -> Scaling:
+def _scaling(member: Member, lesson: Lesson, error: np.ndarray | None) -> Scaling:
     """The calibration that brings a distilled model nearest to the mixture on rows without a label; see
-    :mod:`ensdistill.job.scaling`."""
+    :mod:`ensdistill.job.scaling`, also for the ``error``."""
     labelled, pool = len(lesson.split.labelled), len(lesson.split.pool)
     chosen = np.arange(labelled, labelled + pool if pool else len(lesson.rows))[:ROWS]
     if not len(chosen):
         return Scaling()
     outputs = outputs_of(member, subset(lesson.rows.inputs, chosen))
-    return closest_scaling(lesson.split.task, outputs, lesson.targets(chosen))
+    return closest_scaling(lesson.split.task, outputs, lesson.targets(chosen), error=error)
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

@@ -89,7 +89,7 @@ def test_a_whole_job_from_compressed_views(copy, codec):
     report = json.loads((copy / "report.json").read_text())
     assert set(report["models"]) == set(KINDS)
     ensemble = Ensemble.load(copy / "seed-0" / "teachers" / "ensemble")
-    pool, probabilities = calibration_rows(RunFolder(config), 0, ensemble)
+    pool, probabilities, *_ = calibration_rows(RunFolder(config), 0, ensemble)
     assert np.array_equal(pool, config.split(0).pool.inputs)
     np.testing.assert_array_equal(probabilities, ensemble.predict_proba(pool))
 

@@ -10,9 +10,11 @@ from job_helpers import succeed
 from scipy.special import log_softmax, softmax
 
 from ensdistill.cli.settings import load_config
+from ensdistill.job.predictions import HeldOut
 from ensdistill.job.run_folder import RunFolder
 from ensdistill.job.scaling import calibration_rows, fit_temperature_to
 from ensdistill.teachers import Ensemble
+from ensdistill.teachers.members import ArrayMember, Moments
 
 RNG = np.random.default_rng(0)
 
@@ -54,7 +56,7 @@ def ensemble_of(folder: Path, config) -> Ensemble:
 def test_the_rows_are_the_pool_and_the_target_is_the_mixture(finished_job):
     config = config_of(finished_job)
     ensemble = ensemble_of(finished_job, config)
-    inputs, probabilities = calibration_rows(RunFolder(config), 0, ensemble)
+    inputs, probabilities, *_ = calibration_rows(RunFolder(config), 0, ensemble)
     assert np.array_equal(inputs, config.split(0).pool.inputs)
     # The cache is of eight bits.
     assert np.abs(probabilities - ensemble.predict_proba(inputs)).max() < 0.02
@@ -73,9 +75,26 @@ def test_without_a_pool_the_rows_are_synthetic_or_none(finished_job, tmp_path, s
     assert (rows is not None) == synthetic
     if rows is None:
         return
-    inputs, probabilities = rows
+    inputs, probabilities, *_ = rows
     assert (len(inputs), probabilities.shape) == (60, (60, 10))
     known = {
         row.tobytes() for part in (config.split(0).labelled, config.split(0).test) for row in part.inputs
     }
     assert not any(row.tobytes() in known for row in inputs)
+
+
+def test_the_squared_error_is_that_of_the_weighted_means_on_rows_with_a_label():
+    mean = np.random.default_rng(0).normal(size=(3, 40, 2))
+    labels = np.random.default_rng(1).normal(size=(40, 2))
+    members = [ArrayMember(name=f"m{k}", means=one) for k, one in enumerate(mean)]
+    ensemble = Ensemble.from_members(members, task="regression", weights=[0.25, 0.75, 0.0])
+    expected = np.square(0.25 * mean[0] + 0.75 * mean[1] - labels).mean(0)
+    blind = np.where(np.arange(3)[:, None, None] == 2, np.nan, mean)  # a member without weight
+    for predictions in (mean, blind):
+        found = HeldOut(Moments(predictions, None), labels).squared_error(ensemble)
+        np.testing.assert_allclose(found, expected)
+    gaps = np.where(np.arange(40)[:, None] < 10, labels, np.nan)
+    some = HeldOut(Moments(mean, None), gaps).squared_error(ensemble)
+    np.testing.assert_allclose(some, np.square(0.25 * mean[0] + 0.75 * mean[1] - labels)[:10].mean(0))
+    unknown = np.where(np.arange(3)[:, None, None] == 0, np.nan, mean)
+    assert HeldOut(Moments(unknown, None), labels).squared_error(ensemble) is None

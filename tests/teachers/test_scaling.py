@@ -56,6 +56,22 @@ def test_the_variance_factor_is_the_one_of_the_least_divergence():
     assert same.variance_factor == pytest.approx(1)
 
 
+def test_means_alone_get_the_error_that_the_mixture_had_on_labels():
+    """A mixture that is far too sure of a few rows has a mean variance below its mean squared error."""
+    random = np.random.default_rng(0)
+    rare = random.random((20_000, 1)) < 0.05
+    middle = random.normal(size=rare.shape)
+    labels = middle + random.normal(size=rare.shape) * np.where(rare, 10.0, 1.0)
+    mixture = Moments(middle, np.where(rare, 9.0, 1.0))
+    student = Moments(middle + 0.5 * random.normal(size=rare.shape), None)
+    error = np.square(labels - middle).mean(0)
+    found = closest_scaling("regression", student, mixture, error=error)
+    np.testing.assert_allclose(found.noise, np.square(labels - student.mean).mean(0), rtol=0.02)
+    assert closest_scaling("regression", student, mixture).noise < 0.3 * np.array(found.noise)
+    assert closest_scaling("regression", student, Moments(middle, None), error=error) == found
+    assert closest_scaling("regression", mixture, mixture, error=error).variance_factor == pytest.approx(1)
+
+
 def test_units_of_the_numbers_have_no_effect():
     mean, labels = DRAWS.normal(size=(2, 50, 2))
     variance = DRAWS.gamma(2, size=(50, 2))

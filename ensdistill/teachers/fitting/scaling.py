@@ -73,7 +73,9 @@ class Scaling:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
 
-def closest_scaling(task: Task, outputs: Any, targets: Any, prior_rows: float = PRIOR_ROWS) -> Scaling:
+def closest_scaling(
+    task: Task, outputs: Any, targets: Any, prior_rows: float = PRIOR_ROWS, error: np.ndarray | None = None
+) -> Scaling:
     """The numbers that bring a model nearest to the ensemble on some rows, without a label.
 
     Parameters
@@ -87,6 +89,10 @@ def closest_scaling(task: Task, outputs: Any, targets: Any, prior_rows: float = 
     prior_rows : float
         Rows that the prior for 1 is worth; see
         :func:`ensdistill.teachers.fitting.calibration.fit_temperature`.
+    error : ndarray [D], optional
+        The mean squared error of the mixture's means on labelled rows that its members did not learn from.
+        It stands for the mixture's mean variance where the model predicts means alone: a mixture that knows
+        how unsure it is of most rows may be far too sure of a few, and these decide a mean square.
 
     Returns
     -------
@@ -102,6 +108,8 @@ def closest_scaling(task: Task, outputs: Any, targets: Any, prior_rows: float = 
     >>> mean = np.zeros((100, 1))
     >>> closest_scaling("regression", Moments(mean, None), Moments(mean + 2, mean + 1)).noise
     (5.0,)
+    >>> closest_scaling("regression", Moments(mean, None), Moments(mean + 2, None), error=np.full(1, 3)).noise
+    (7.0,)
     """
     if not len(targets[0] if task == "regression" else targets):
         return Scaling()
@@ -114,10 +122,13 @@ def closest_scaling(task: Task, outputs: Any, targets: Any, prior_rows: float = 
         both = np.stack([1 - p, p], axis=1)
         return Scaling(closest_temperature(z[None], np.ones(1), both, prior_rows=prior_rows * count))
     (mean, variance), (middle, wanted) = outputs, targets
+    apart = np.square(middle - mean)
+    if variance is None and error is not None:
+        return Scaling(noise=tuple((apart.mean(0) + error).tolist()))
     if wanted is None:
         return Scaling()
     # The divergence of Gaussians has its least value where the variance is this mean square.
-    square = np.square(middle - mean) + wanted
+    square = apart + wanted
     if variance is None:
         return Scaling(noise=tuple(square.mean(0).tolist()))
     return Scaling(variance_factor=fit_factor(np.sqrt(square), floored(variance, square), None, prior_rows))
