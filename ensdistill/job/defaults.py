@@ -65,7 +65,8 @@ def defaults(samples: Any, labelled: int, pool: int = 0, labels: Labels = Labels
     by exchange with neighbours where the pool is small; a network with two hidden layers as the student.
     Images: convolution networks; few arrays are mixed and cut. Texts: linear models of
     TF-IDF, and means of n-gram embeddings; synthetic texts of a beginning and an end where the pool is small.
-    Several labels have an estimator for each, numbers have regressors of the same kinds.
+    Several labels have an estimator for each. Numbers have regressors of the same kinds, whose networks, like
+    the student, predict variances, too.
 
     Parameters
     ----------
@@ -95,7 +96,7 @@ def defaults(samples: Any, labelled: int, pool: int = 0, labels: Labels = Labels
         return _of_texts(labelled, pool, labels)
     shape = samples[:1].shape[1:] if kind in ("array", "tensor") else ()
     if kind == "images" or len(shape) == 3:
-        return _of_images(labelled, pool, shape)
+        return _of_images(labelled, pool, shape, labels)
     if kind in ("array", "tensor"):
         preprocess = scaler_of(samples) if len(shape) == 1 else "auto"
         return _of_numbers(math.prod(shape), labelled, pool, preprocess, labels)
@@ -140,11 +141,12 @@ def _of_numbers(columns: int, labelled: int, pool: int, preprocess: Any, labels:
             NETWORKS,
             optimization=_network(labels),
             preprocess=preprocess,
+            variance=labels.task == "regression",
             tune=True,
         ),
     ]
     student = partial(MLP, hidden=[128, 128], activation="silu")
-    made_of = _job(members, synthetic, student, preprocess)
+    made_of = _job(members, synthetic, student, preprocess, labels)
     # Trees and networks are unequal: docs/teachers.md has the comparison.
     return replace(made_of, teachers=replace(made_of.teachers, select=True))
 
@@ -161,15 +163,18 @@ def _each(estimator: Any, labels: Labels) -> Any:
     return MultiOutputRegressor(estimator) if labels.count > 1 else estimator
 
 
-def _of_images(labelled: int, pool: int, shape: tuple[int, ...]) -> Defaults:
+def _of_images(labelled: int, pool: int, shape: tuple[int, ...], labels: Labels) -> Defaults:
     network = partial(CNN, channels=[16, 32], hidden=[64], dropout=0.3)
-    members: list[Recipe] = [TorchMembers(network, NETWORKS, optimization=NETWORK, tune=True)]
+    variance = labels.task == "regression"
+    members: list[Recipe] = [
+        TorchMembers(network, NETWORKS, optimization=_network(labels), variance=variance, tune=True)
+    ]
     student = partial(CNN, channels=[8, 16], activation="silu", pooling="average")
     # Pictures in files may have unlike sizes, which cannot be mixed.
     few = shape and labelled + pool < FEW
     half = _lacking(labelled, pool, *IMAGES) // 2 if few else 0
     synthetic = [Mixup(rows=half), CutMix(rows=half)] if half else []
-    return _job(members, synthetic, student, "auto")
+    return _job(members, synthetic, student, "auto", labels)
 
 
 def _of_texts(labelled: int, pool: int, labels: Labels) -> Defaults:
@@ -189,19 +194,24 @@ def _of_texts(labelled: int, pool: int, labels: Labels) -> Defaults:
             optimization=_network(labels),
             way="one_by_one",  # torch has no batching rule for an embedding bag: a stack is five times slower
             preprocess=NGRAMS,
+            variance=labels.task == "regression",
         ),
     ]
     made = 0 if pool >= 4 * labelled else _lacking(labelled, 0, *TEXTS)
     synthetic = [SpliceTexts(rows=made)] if made else []
     student = partial(BagOfNgrams, width=32, dropout=0.3)
-    return _job(members, synthetic, student, NGRAMS)
+    return _job(members, synthetic, student, NGRAMS, labels)
 
 
-def _job(members: list[Recipe], synthetic: list[Any], model: Any, preprocess: Any) -> Defaults:
+def _job(
+    members: list[Recipe], synthetic: list[Any], model: Any, preprocess: Any, labels: Labels
+) -> Defaults:
+    variance = labels.task == "regression"
+    student = StudentConfig(model, STUDENT, DIRECT, preprocess=preprocess, variance=variance)
     return Defaults(
         TeachersConfig(members),
         CacheConfig(TransferSet(synthetic=synthetic)),
-        DistillConfig({"student": StudentConfig(model, STUDENT, DIRECT, preprocess=preprocess)}),
+        DistillConfig({"student": student}),
     )
 
 

@@ -126,8 +126,8 @@ class StudentConfig(SearchedStudent):
         The student's part of the transfer set; all of it by default. A search chooses it.
     variance : bool
         Of a regression: the model returns two numbers for each one of a row, all means and then the
-        logarithms of all variances, and learns both. By default it returns means, and its variance is one
-        fitted number.
+        logarithms of all variances, and learns both. Without it, it returns means, and its variance is one
+        fitted number. Default jobs have it.
     shrink : Shrink, optional
         In place of a model: a member's network, smaller. Its preprocess and its variance are the member's.
         Its baselines begin with the same weights, so *direct* is the member shrunk and trained on labels.

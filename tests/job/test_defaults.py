@@ -11,6 +11,7 @@ from ensdistill.data.transfer import CutMix, Exchange, Mixup, SpliceTexts
 from ensdistill.job.check import check_job
 from ensdistill.job.config import Config
 from ensdistill.job.defaults import defaults
+from ensdistill.job.kinds_of_labels import Labels
 from ensdistill.job.run_folder import RunFolder
 from ensdistill.teachers.recipes import TorchMembers
 
@@ -35,12 +36,14 @@ SAMPLES: dict[str, Any] = {
 class Own:
     """A data set of these samples."""
 
+    names: tuple[str, ...] = ("a", "b", "c")
+
     def __init__(self, samples: Any) -> None:
         self.rows = Rows(samples, np.arange(90), LABELS)
 
     def split(self, seed: int) -> Split:
         rows, pool = self.rows, self.rows.take(np.arange(60, 75)).without_labels()
-        return Split(rows.take(np.arange(60)), pool, rows.take(np.arange(75, 90)), ("a", "b", "c"))
+        return Split(rows.take(np.arange(60)), pool, rows.take(np.arange(75, 90)), self.names)
 
 
 @pytest.mark.parametrize("kind", SAMPLES)
@@ -51,6 +54,36 @@ def test_the_defaults_pass_the_check_of_a_job(kind: str, tmp_path: Any) -> None:
         for name in {"n_estimators", "max_iter"} & estimator.get_params().keys():
             estimator.set_params(**{name: 10})
     check_job(RunFolder(Config(Own(SAMPLES[kind]), made.teachers, made.cache, made.distill, folder=tmp_path)))
+
+
+class Numbers(Own):
+    """The same samples with a number each."""
+
+    names = ("weight",)
+
+    def __init__(self, samples: Any) -> None:
+        self.rows = Rows(samples, np.arange(90), GENERATOR.normal(size=(90, 1)))
+
+
+@pytest.mark.parametrize("kind", SAMPLES)
+def test_networks_of_numbers_predict_variances_and_are_not_smoothed(kind: str, tmp_path: Any) -> None:
+    made = defaults(SAMPLES[kind], 60, 15, Labels("regression", 1))
+    (student,) = made.distill.students.values()
+    networks = [one for one in made.teachers.members if isinstance(one, TorchMembers)]
+    assert networks
+    for one in networks:
+        assert one.variance
+        assert one.optimization.label_smoothing == 0
+    assert student.variance
+    for estimator in (recipe.estimator for recipe in made.teachers.members if hasattr(recipe, "estimator")):
+        for name in {"n_estimators", "max_iter"} & estimator.get_params().keys():
+            estimator.set_params(**{name: 10})
+    check_job(
+        RunFolder(Config(Numbers(SAMPLES[kind]), made.teachers, made.cache, made.distill, folder=tmp_path))
+    )
+    plain = defaults(SAMPLES[kind], 60, 15)
+    assert not any(one.variance for one in plain.teachers.members if isinstance(one, TorchMembers))
+    assert not any(one.variance for one in plain.distill.students.values())
 
 
 def test_a_large_pool_needs_no_synthetic_rows() -> None:

@@ -222,7 +222,8 @@ def _network(
     optimization = Optimization(
         _steps(facts, size), BATCH, rate, weight_decay=0.05, label_smoothing=smoothing
     )
-    return TorchMembers(model, 1, name, optimization=optimization, preprocess=preprocess)
+    variance = facts.task == "regression"
+    return TorchMembers(model, 1, name, optimization=optimization, preprocess=preprocess, variance=variance)
 
 
 def _filled(scaler: Any) -> Any:
