@@ -268,8 +268,8 @@ def preflight(
     mixtures = [one.quality(one.mixture()) for one in held_out]
     over_best = _leads(held_out, mixtures, best)
     over_direct = {
-        name: _leads(held_out, mixtures, [one.direct[name] for one in held_out])
-        for name in held_out[0].direct
+        name: _over_direct(name, held_out, mixtures)
+        for name in dict.fromkeys(name for one in held_out for name in one.direct)
     }
     found = list(dict.fromkeys(one.best_member for one in held_out))
     rows = counts or {name: spread.rows for name, spread in origins.items()}
@@ -285,6 +285,13 @@ def preflight(
     made = replace(made, expected=expected, source=by.source)
     advice = [*_advice(made), *_pool_advice(made, by, next(iter(features.values()), known), rows)]
     return replace(made, advice=tuple(advice))
+
+
+def _over_direct(name: str, held_out: Sequence[HeldOut], mixtures: Sequence[Quality]) -> Leads:
+    """The lead over a student's direct models on the seeds that have trained one."""
+    known = [(one, own) for one, own in zip(held_out, mixtures, strict=True) if name in one.direct]
+    seeds, own = zip(*known, strict=True)
+    return _leads(seeds, own, [one.direct[name] for one in seeds])
 
 
 def _features(

@@ -67,6 +67,17 @@ def test_leads_are_those_of_the_mixture(labels):
     assert found.spreads[HELD_OUT].disagreement == pytest.approx(1.0)
 
 
+def test_a_lead_over_direct_is_that_of_the_seeds_which_have_trained_one(labels):
+    members = [logits_of(0.8, labels), logits_of(0.9, labels)]
+    one, other = (held_out(members, labels, small=logits_of(p, labels)) for p in (0.5, 0.6))
+    without = held_out(members, labels)
+    alone = preflight([one], {}).over_direct["small"]
+    assert preflight([one, without], {}).over_direct["small"] == alone
+    assert preflight([without, one], {}).over_direct["small"] == alone
+    assert preflight([one, other], {}).over_direct["small"]["nll"].mean < alone["nll"].mean
+    assert preflight([without], {}).over_direct == {}
+
+
 def test_an_ensemble_no_better_than_a_member_or_a_direct_model_is_not_to_be_distilled(labels):
     same = logits_of(0.7, labels)
     found = preflight([held_out([same, same], labels, small=logits_of(0.7, labels))], {})
