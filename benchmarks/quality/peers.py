@@ -13,7 +13,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +160,7 @@ def lesson(case: Case, seed: int, split: Split, ensemble: Path) -> Lesson:
         targets = np.asarray(members.predict_logits(samples), np.float32).mean(0)
     else:
         targets = (members.predict_proba if split.task == "multilabel" else members.predict)(samples)
-    settings = config(case).distill.students["member"]
+    settings = replace(config(case).distill.students["member"], variance=False)  # the loop has means alone
     prepared = prepare_student(settings, split, seed)
     inputs, test = (
         part if prepared.preprocess is None else prepared.preprocess(part)

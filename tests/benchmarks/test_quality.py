@@ -10,6 +10,7 @@ import pandas
 import pytest
 import torch
 import yaml
+from sklearn.linear_model import Ridge
 
 from benchmarks.quality import command, jobs, judgement, peers, picture, rule, times
 from benchmarks.quality.command import goals_table, main, table
@@ -24,6 +25,7 @@ from ensdistill.job.student_config import StudentConfig
 from ensdistill.models import CNN, MLP
 from ensdistill.report.results import KINDS
 from ensdistill.student.retention import NAMES, Features, RetentionRule
+from ensdistill.teachers import Ensemble
 
 ROWS, SEEDS = 400, 3
 ABOUT = {
@@ -344,6 +346,15 @@ def test_tools_take_the_sets_of_their_tasks():
     assert taken["plain KD loop"] == set(SETS)
     assert {"tags", "prices", "delays", "diabetes"} <= taken["LightGBM on labels"]
     assert "packages" not in taken["LightGBM on labels"]
+
+
+def test_the_plain_loop_learns_means_alone(monkeypatch):
+    split = Drawn("diabetes", 100, 50, None, 0).split(0)
+    ensemble = Ensemble.from_members([Ridge().fit(split.labelled.inputs, split.labelled.labels)])
+    monkeypatch.setattr(peers.Ensemble, "load", lambda *_, **__: ensemble)
+    one = peers.lesson(jobs.Case("diabetes", "pool", 1, 0, Path("runs")), 0, split, Path("ensemble"))
+    assert one.model()(torch.from_numpy(np.asarray(one.inputs[:4], np.float32))).shape == (4, 1)
+    assert one.targets.shape == (150, 1)
 
 
 def test_other_tools_have_a_tables_strings_as_categories():
