@@ -47,6 +47,9 @@ PER_STEP, PER_PARAMETER = 1e7, 30
 SHARE, SHORTEST, FROM = 0.015, 64, 1000
 FACTOR, FIRST, TRIALS = math.sqrt(10), 10.0, 7
 LONGER = {"targets": 0.4, "labels": 1.0}  # times the best rate of the short trainings
+# A short training meets most n-grams once or never, so high rates are best there, by which a long one learns
+# its rows by heart: docs/texts.md has the comparison.
+RARE = 0.1
 SMALL = 50_000  # parameters up to which a model is small
 HELD_OUT, HELD_SHARE, FEWEST = 2000, 0.2, 50
 
@@ -190,17 +193,7 @@ def by_rule(trainer: StudentTrainer, training: Training, count: int = 1) -> Auto
     asked, rule = trainer.optimization, TARGETS
     if training.targets is None:
         rule = LABELS if training.augment is None else AUGMENTED
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices):
-        torch.default_generator.manual_seed(derive_seed("student", training.seed))
-        model = build_student(
-            training.factory,
-            training.rows,
-            training.classes,
-            training.preprocess,
-            training.weights,
-            training.task,
-        )
+    model = _built(training)
     size = asked.batch_size
     if size == AUTO:
         whole = count * student_settings(asked).accumulate  # each process divides its share into parts
@@ -213,6 +206,21 @@ def by_rule(trainer: StudentTrainer, training: Training, count: int = 1) -> Auto
     if rate == AUTO:
         rate = _first_rate(asked, trained_parameters(model))
     return Automatic(asked.automatic, steps, size, rate)
+
+
+def _built(training: Training) -> nn.Module:
+    """The student before its training."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        torch.default_generator.manual_seed(derive_seed("student", training.seed))
+        return build_student(
+            training.factory,
+            training.rows,
+            training.classes,
+            training.preprocess,
+            training.weights,
+            training.task,
+        )
 
 
 def usual_steps(
@@ -251,6 +259,12 @@ def _operations(model: nn.Module, rows: Rows, preprocess: Preprocess | None) -> 
     with torch.enable_grad(), OperationCounter() as counter:
         call(model, inputs)
     return counter.total / min(2, len(rows))
+
+
+def _is_bag(model: nn.Module) -> bool:
+    """Whether most of the parameters are embeddings of a bag of tokens or n-grams."""
+    bags = [p for m in model.modules() if isinstance(m, nn.EmbeddingBag) for p in m.parameters(recurse=False)]
+    return 2 * sum(p.numel() for p in bags) > sum(p.numel() for p in model.parameters())
 
 
 def _first_rate(optimization: Optimization, parameters: int) -> float:
@@ -304,6 +318,8 @@ def _tried(trainer: StudentTrainer, training: Training, trial: Trial, found: Aut
         return tried[rate]
 
     factor = LONGER["labels" if training.targets is None else "targets"]
+    if _is_bag(_built(training)):
+        factor *= RARE
     rate = float(f"{factor * _lowest(score, found.learning_rate, TRIALS):.2g}")
     return replace(found, learning_rate=rate, tried=tuple(tried.items()), metric=metric, trial_steps=steps)
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from ensdistill import Ensemble, Optimization, Rows, StudentOptimization, StudentTrainer
 from ensdistill.common.checkpoint import CheckpointMismatch
-from ensdistill.models import MLP
+from ensdistill.models import MLP, BagOfNgrams
 from ensdistill.student import automatic, distill_many
 from ensdistill.student.automatic import AUGMENTED, FIRST, LABELS, TARGETS, Automatic
 
@@ -148,6 +148,19 @@ def test_the_rate_is_that_of_the_best_short_training(trained):
     lowest = automatic._lowest(lambda rate: scores[min(scores, key=lambda k: abs(k - rate))], 0.01, 7)
     assert found.learning_rate == float(f"{0.4 * lowest:.2g}")
     assert min(scores.values()) < 0.9 * max(scores.values())
+
+
+def test_a_bag_of_ngrams_learns_at_a_tenth_of_the_rate(monkeypatch):
+    ids = np.random.default_rng(0).integers(1, 50, size=(120, 6))
+    rows = Rows(ids, np.arange(120), ids[:, 0] % 3)
+    monkeypatch.setattr(automatic, "_lowest", lambda score, first, most: 2.0)
+
+    def found(width):
+        factory = partial(BagOfNgrams, buckets=50, width=width, hidden=[24], outputs=3)
+        return StudentTrainer(LONG).numbers(factory, rows, classes=3).learning_rate
+
+    assert found(200) == 0.2  # more parameters in the embeddings than behind them
+    assert found(1) == 2.0
 
 
 def test_the_same_numbers_as_settings_train_the_same_student(cache, trained):
