@@ -25,6 +25,7 @@ from ensdistill.student.search.build import Builder
 from ensdistill.student.search.figures import ensemble_figures, figures_of
 from ensdistill.student.search.journal import JOURNAL, Journal
 from ensdistill.student.search.judging import Kept, kept
+from ensdistill.student.search.ladders import _refusal
 from ensdistill.student.search.latency import Latency
 from ensdistill.student.search.result import least
 from ensdistill.student.search.rows import Judged, lessons
@@ -267,6 +268,7 @@ def test_a_boosters_time_is_measured_and_counts_against_the_budget(material):
     found = material.search_flat(families=[Boosters()], trials=1, max_latency="1ns")
     assert [(p.fits, p.runtime) for p in found.points] == [(False, "lightgbm")]
     assert found.points[0].latency > 1e-7
+    assert "within 1 ns a row" in found.verdict
     assert found.chosen is None
     assert "; the nearest is boosters/8, beyond the budget: it keeps" in found.verdict
     assert f"; it has {found.nearest.bytes:,} bytes" in found.verdict
@@ -297,9 +299,30 @@ def test_where_the_ensemble_has_no_gain_in_one_metric_the_other_decides():
     assert least(wrong) is None
 
 
-def test_a_budget_below_every_candidate_names_the_smallest(material):
-    with pytest.raises(ValueError, match="max_bytes: expected at least 1240, that of the smallest"):
+def test_a_budget_below_every_candidate_names_the_nearest_and_the_remedy(material):
+    with pytest.raises(
+        ValueError,
+        match=r"^max_bytes: expected at least 1,240 bytes \(tiny/4\); got 1,000 bytes\. Of tiny, the nearest "
+        r"candidate is tiny/4, with 1,240 bytes: raise max_bytes beyond 1,240 bytes, or name other families$",
+    ):
         material.search(max_bytes="1kB")
+    with pytest.raises(ValueError, match=r"max_latency: expected at least 20 us \(tiny/32\); got 1\.5 us"):
+        material.search(max_latency="1.5us", families=[Large()])
+
+
+class Large(Tiny):
+    def candidates(self, about):
+        return Tiny.candidates(self, about)[1:]
+
+
+def test_budgets_that_no_candidate_meets_together_name_the_least_of_each():
+    settings = SearchSettings(max_bytes="20kB", max_latency="15us")
+    beyond = {"mlp/16": {"seconds": 1.8e-5, "bytes": 7592.0}, "cnn/4-8": {"seconds": 9e-6, "bytes": 9e4}}
+    assert _refusal(settings, "mlp, cnn", beyond) == (
+        "max_latency and max_bytes: expected one candidate within all of them; the least of each are 9 us "
+        "(cnn/4-8) and 7,592 bytes (mlp/16); got 15 us and 20,000 bytes. Of mlp, cnn, the nearest candidate is "
+        "mlp/16, with 18 us and 7,592 bytes: raise max_latency beyond 18 us, or name other families"
+    )
 
 
 def test_too_few_rows_of_any_kind_are_refused(material):

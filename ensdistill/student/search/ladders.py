@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from ensdistill.student.search.families import Candidate, Family
 from ensdistill.student.search.journal import Journal
 from ensdistill.student.search.latency import Latency, latency_of
 from ensdistill.student.search.rows import Lessons, some_samples
-from ensdistill.student.search.settings import SearchSettings
+from ensdistill.student.search.settings import SearchSettings, in_words
 from ensdistill.student.units import units_of
 from ensdistill.teachers.members import Preprocessed, TorchMember
 
@@ -43,7 +43,7 @@ class Ladders:
     Raises
     ------
     ValueError
-        A budget below every candidate's size; names the smallest. Or too few minutes for any fit.
+        Budgets that no candidate meets together; names the nearest. Or too few minutes for any fit.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Ladders:
         self.built: dict[str, Built] = {}
         self.keys: dict[str, tuple[str, ...]] = {}
         builder, limits = Builder(lessons, seed), settings.limits
-        smallest: dict[str, float] = {}
+        beyond: dict[str, dict[str, float]] = {}
         uncounted = False
         for family in families:
             ladder = []
@@ -71,9 +71,9 @@ class Ladders:
                     continue
                 one = builder(candidate)
                 sizes = self._sizes(one, limits)
-                for name, size in sizes.items():
-                    smallest[name] = min(size, smallest.get(name, size))
-                if all(size <= limits[name] for name, size in sizes.items()):
+                if any(size > limits[name] for name, size in sizes.items()):
+                    beyond[candidate.key] = sizes
+                else:
                     self.built[candidate.key] = one
                     ladder.append(candidate.key)
             if ladder:
@@ -81,12 +81,12 @@ class Ladders:
                 self.keys[family.name] = tuple(ordered)
         if not self.built:
             names = ", ".join(family.name for family in families)
-            if uncounted and not smallest:
+            if uncounted and not beyond:
                 raise ValueError(
                     f"max_parameters: expected none with {names} alone, whose parameters are not counted; "
                     f"got {settings.max_parameters}: set max_bytes or max_latency, or name other families"
                 )
-            raise ValueError(_refusal(settings, names, smallest))
+            raise ValueError(_refusal(settings, names, beyond))
 
     def latency(self, key: str) -> Latency | None:
         """Of a network, measured untrained, because its weights have no part in it, by the first process of
@@ -126,16 +126,31 @@ class Ladders:
         return {name: size for name, size in found.items() if name in limits}
 
 
-def _refusal(settings: SearchSettings, names: str, smallest: Mapping[str, float]) -> str:
-    """The error where no candidate is left; ``smallest`` has the least sizes of those that were built."""
-    if not smallest:
+def _refusal(settings: SearchSettings, names: str, beyond: Mapping[str, Mapping[str, float]]) -> str:
+    """The error where no candidate is left; ``beyond`` has the sizes of candidates beyond a budget."""
+    if not beyond:
         return (
             f"minutes: expected time for several fits of {names}; got {settings.minutes:g}: give more, or "
             "name other families"
         )
     limits = settings.limits
-    name = next(name for name in limits if smallest.get(name, 0) > limits[name])
-    return (
-        f"{LABELS[name]}: expected at least {smallest[name]:g}, that of the smallest candidate of {names}; "
-        f"got {limits[name]:g}"
+    least = {name: min((sizes[name], key) for key, sizes in beyond.items()) for name in limits}
+    short = [name for name in limits if least[name][0] > limits[name]]
+    named = short or list(limits)  # each is met by some candidate, but by none together with the others
+    expected = "at least" if short else "one candidate within all of them; the least of each are"
+    nearest, sizes = min(
+        beyond.items(), key=lambda one: max(one[1][name] / limit for name, limit in limits.items())
     )
+    raised = [name for name in limits if sizes[name] > limits[name]]
+    return (
+        f"{_listed(LABELS[name] for name in named)}: expected {expected} "
+        f"{_listed(f'{in_words(name, least[name][0])} ({least[name][1]})' for name in named)}; got "
+        f"{_listed(in_words(name, limits[name]) for name in named)}. Of {names}, the nearest candidate is "
+        f"{nearest}, with {_listed(in_words(name, sizes[name]) for name in limits)}: raise "
+        f"{_listed(f'{LABELS[name]} beyond {in_words(name, sizes[name])}' for name in raised)}, or name "
+        "other families"
+    )
+
+
+def _listed(parts: Iterable[str]) -> str:
+    return " and ".join(parts)

@@ -11,6 +11,7 @@ from ensdistill.common.files import write_json
 from ensdistill.common.tasks import Task
 from ensdistill.report.frontier import draw, goals_of, lines
 from ensdistill.student.search.judging import Kept
+from ensdistill.student.search.settings import in_words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -199,8 +200,10 @@ class SearchResult:
     @property
     def within(self) -> str:
         """The budgets in words."""
-        names = {"seconds": "{:g} s a row", "bytes": "{:,.0f} bytes", "parameters": "{:,.0f} parameters"}
-        limits = [names[name].format(value) for name, value in self.limits.items()]
+        limits = [
+            in_words(name, value) + (" a row" if name == "seconds" else "")
+            for name, value in self.limits.items()
+        ]
         return f" within {' and '.join(limits)}" if limits else ""
 
     def __str__(self) -> str:

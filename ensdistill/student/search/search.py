@@ -102,7 +102,7 @@ def search_student(
     OtherSearch
         (a ValueError) The folder holds the journal of other data or settings; names what differs.
     ValueError
-        A budget below every candidate's size; names the smallest.
+        Budgets that no candidate meets together; names the nearest.
     ModuleNotFoundError
         Optuna is not installed.
     """

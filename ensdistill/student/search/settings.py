@@ -84,6 +84,25 @@ class SearchSettings:
         return {name: value for name, value in found.items() if value is not None}
 
 
+def in_words(name: str, value: float) -> str:
+    """A size with its unit.
+
+    Parameters
+    ----------
+    name : {"seconds", "bytes", "parameters"}
+    value : float
+
+    Examples
+    --------
+    >>> in_words("seconds", 1.2e-05), in_words("bytes", 7592.0)
+    ('12 us', '7,592 bytes')
+    """
+    if name != "seconds":
+        return f"{value:,.0f} {name}"
+    unit = next((unit for unit in ("s", "ms", "us") if value >= _SECONDS[unit]), "ns")
+    return f"{value / _SECONDS[unit]:.4g} {unit}"
+
+
 def check_goal(keep: Any, max_latency: Any, max_bytes: Any, max_parameters: Any) -> None:
     """Raise ValueError or TypeError for a goal that is none."""
     if keep is not None and not (real(keep) and not isinstance(keep, bool) and 0 < keep <= 1):
