@@ -19,16 +19,16 @@ from search_helpers import Boosters, Material, Tiny
 
 from ensdistill.data import Rows
 from ensdistill.models import MLP
-from ensdistill.student.quality import Quality
+from ensdistill.student.quality import Quality, of_rows
 from ensdistill.student.search import OtherSearch, SearchSettings, TooFewRows
 from ensdistill.student.search.build import Builder
 from ensdistill.student.search.figures import ensemble_figures, figures_of
 from ensdistill.student.search.journal import JOURNAL, Journal
-from ensdistill.student.search.judging import Kept, kept
+from ensdistill.student.search.judging import Kept, _share, kept
 from ensdistill.student.search.ladders import _refusal
 from ensdistill.student.search.latency import Latency
 from ensdistill.student.search.result import least
-from ensdistill.student.search.rows import Judged, lessons
+from ensdistill.student.search.rows import LEAST, Judged, lessons
 from ensdistill.student.search.section import section_of
 from ensdistill.teachers.fitting.scaling import Scaling
 
@@ -281,6 +281,21 @@ def test_a_budget_of_parameters_leaves_boosters_out_which_have_none_that_are_cou
         material.search_flat(families=[Boosters()], max_parameters=1000)
 
 
+@pytest.mark.parametrize(("gain", "narrow"), [(2.0, True), (0.01, False)])
+def test_the_least_number_of_rows_that_judge_promises_no_interval(gain, narrow):
+    """Of 203 rows, the interval of a kept 95 % depends on the ensemble's gain over direct."""
+    rows = np.random.default_rng(0).normal(size=(LEAST, 3))
+    student, ensemble = (share * gain + noise for share, noise in zip((0.95, 1.0), rows.T, strict=False))
+    direct = 0.0 * rows[:, 2]
+    models = [
+        of_rows(values - values.mean() + share * gain, direct)
+        for values, share in ((student, 0.95), (direct, 0.0), (ensemble, 1.0))
+    ]
+    found = _share(models, 0, "labels")
+    assert found.share == pytest.approx(0.95)
+    assert (found.low is not None and found.high - found.low < 1) == narrow
+
+
 def test_where_the_ensemble_has_no_gain_in_one_metric_the_other_decides():
     rows = np.random.default_rng(0).random((400, 3))
     labels = rows.argmax(1)
@@ -327,7 +342,9 @@ def test_budgets_that_no_candidate_meets_together_name_the_least_of_each():
 
 def test_too_few_rows_of_any_kind_are_refused(material):
     pool = int((material.rows.labels < 0).sum())
-    with pytest.raises(TooFewRows, match=rf"at least 203 rows .* {pool} rows without a label"):
+    with pytest.raises(
+        TooFewRows, match=rf"at least 203 rows that judge; 0 were given, .* {pool} rows without a label"
+    ):
         material.search(validation=None, ensemble=None)
 
 
