@@ -20,7 +20,7 @@ from ensdistill.job.config import Config
 from ensdistill.job.rows_config import StudentRows
 from ensdistill.job.run_folder import RunFolder
 from ensdistill.job.search_config import predictions, too_few
-from ensdistill.job.student_rows import choices, student_rows
+from ensdistill.job.student_rows import choices, real_rows, student_rows
 from ensdistill.job.unit import Unit
 from ensdistill.student.search import OtherSearch, Point, SearchResult, search_student
 from ensdistill.student.search.journal import ABOUT, optuna_of
@@ -96,6 +96,7 @@ def _search(run: RunFolder, unit: Unit, asked: Any, progress: Any, write: bool =
         validation=config.validation(seed),
         ensemble=asked,
         augment=config.cache.augment,
+        real=real_rows(source, seed),
         settings=student.search_settings(minutes_of_each(config), config.trials),
         folder=folder / JOURNAL,
         seed=seed,

@@ -82,7 +82,7 @@ def student_rows(
             cache = _with_labelled(run, seed, given, rows, cache, folder)
         else:
             cache = TargetCache.open(folder, trusted=run.trusted)
-    real = sum(count for name, count in run.record(Unit("cache", seed))["origin"] if name in REAL)
+    real = real_rows(run, seed)
     if given.synthetic == 0:
         return rows.take(np.arange(real)), cache
     if given.synthetic != 1:
@@ -90,6 +90,11 @@ def student_rows(
         weights[real:] *= given.synthetic
         rows = replace(rows, weights=weights)
     return rows, cache
+
+
+def real_rows(run: RunFolder, seed: int) -> int:
+    """The number of rows of the transfer set that are not synthetic; they come first."""
+    return sum(count for name, count in run.record(Unit("cache", seed))["origin"] if name in REAL)
 
 
 def _with_labelled(

@@ -45,6 +45,7 @@ def unit_folder(file: Path) -> Path:
 def test_tune_shows_the_frontier_and_leaves_no_journal(job):
     file, shown, _ = job
     assert "On 203 validation rows, 0 of them with a label" in shown
+    assert "Of the 203 rows that judged, 0 have a label and 0 are synthetic." in " ".join(shown.split())
     assert "direct, mlp/" in shown
     assert sorted(p.name for p in unit_folder(file).iterdir()) == [
         "result.json",

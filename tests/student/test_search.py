@@ -17,11 +17,12 @@ import pytest
 import yaml
 from search_helpers import Boosters, Material, Tiny
 
-from ensdistill.data import Rows
+from ensdistill.data import UNLABELLED, Rows
 from ensdistill.models import MLP
 from ensdistill.student.quality import Quality, of_rows
 from ensdistill.student.search import OtherSearch, SearchSettings, TooFewRows
 from ensdistill.student.search.build import Builder
+from ensdistill.student.search.choosing import _notes
 from ensdistill.student.search.figures import ensemble_figures, figures_of
 from ensdistill.student.search.journal import JOURNAL, Journal
 from ensdistill.student.search.judging import Kept, _share, kept
@@ -281,6 +282,49 @@ def test_a_budget_of_parameters_leaves_boosters_out_which_have_none_that_are_cou
         material.search_flat(families=[Boosters()], max_parameters=1000)
 
 
+@pytest.mark.parametrize(
+    ("ahead", "basis", "noted"),
+    [
+        ((0.2, 0.1, 0.3), "labels", ["NLL: 0.2 [0.1, 0.3]."]),
+        ((-0.2, -0.3, 0.1), "labels", ["there is none, so a direct model is as good"]),
+        ((-0.2, -0.3, -0.1), "labels", ["[-0.3, -0.1]: it is a loss, so a direct model is better."]),
+        (
+            (0.2, -0.1, 0.3),
+            "ensemble",
+            [
+                "not beyond its interval, so a direct model may be as good",
+                "do not show whether the ensemble has a gain over direct in NLL. Of the 4 rows that judged, 1 "
+                "have a label and 2 are synthetic. A share with a star is likeness",
+            ],
+        ),
+        (None, "ensemble", ["The labels do not show whether the ensemble has a gain over direct in NLL."]),
+    ],
+)
+def test_the_notes_state_what_labels_show_of_the_gain(ahead, basis, noted):
+    judged = Judged(
+        Rows(np.zeros((4, 2)), np.arange(4), np.array([0, *3 * [UNLABELLED]])), np.full((4, 3), 1 / 3)
+    )
+    kept_by = {"nll": Kept(0.0, None, None, basis), "accuracy": Kept(0.0, None, None, "labels")}
+    gains = {"nll": ahead, "accuracy": None}
+    notes = _notes(gains, kept_by, None, mock.Mock(judged=judged, synthetic=2))
+    assert len(notes) == len(noted)
+    for text, note in zip(noted, notes, strict=True):
+        assert text in note
+
+
+def test_the_verdict_without_any_gain_states_that_there_is_none_to_keep(found):
+    result, _ = found
+    none = {"nll": Kept(None, None, None, "labels", worse=True), "accuracy": Kept(None, None, None, "labels")}
+    without = replace(result, chosen=None, nearest=replace(result.points[0], candidate="tiny/32", kept=none))
+    assert without.verdict.startswith(
+        "there is no gain to keep; the nearest student is tiny/32: in NLL the ensemble has no gain over direct, "
+        "and the student is worse than direct; in accuracy the ensemble has no gain over direct; it has"
+    )
+    some = {"nll": none["nll"], "accuracy": Kept(0.5, None, None, "labels")}
+    without = replace(without, nearest=replace(without.nearest, kept=some))
+    assert without.verdict.startswith("no student keeps 50 %; the nearest is tiny/32: it keeps 50 %")
+
+
 @pytest.mark.parametrize(("gain", "narrow"), [(2.0, True), (0.01, False)])
 def test_the_least_number_of_rows_that_judge_promises_no_interval(gain, narrow):
     """Of 203 rows, the interval of a kept 95 % depends on the ensemble's gain over direct."""
@@ -373,6 +417,12 @@ def test_held_out_rows_of_the_cache_are_no_lessons(material):
     few = Rows(material.validation.inputs[:100], np.arange(9000, 9100), material.validation.labels[:100])
     made = lessons(known, few, material.probabilities[:100], None, 0)
     assert len(made.judged.rows) == 203
+    assert made.synthetic == 0
+    real = int((material.rows.labels >= 0).sum()) + 100  # some of the rows held out are synthetic
+    with_synthetic = lessons(known, few, material.probabilities[:100], None, 0, real)
+    synthetic = np.asarray(material.rows.inputs)[real:].reshape(len(material.rows) - real, -1)
+    own = np.asarray(with_synthetic.judged.rows.inputs)[100:].reshape(103, -1)
+    assert with_synthetic.synthetic == (own[:, None] == synthetic).all(2).any(1).sum() > 0
     learned = made.mixtures["given"][0]
     assert len(learned) == len(material.rows) - 103
     inputs = {row.tobytes() for row in np.asarray(learned.inputs)}

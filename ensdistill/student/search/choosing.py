@@ -12,7 +12,7 @@ from ensdistill.student.search.journal import Record, best_of
 from ensdistill.student.search.judging import Kept, gain, kept
 from ensdistill.student.search.latency import Latency
 from ensdistill.student.search.result import Cost, Point, SearchResult
-from ensdistill.student.search.rows import Judged
+from ensdistill.student.search.rows import Lessons
 from ensdistill.student.search.section import section_of
 from ensdistill.student.search.space import ROLES
 
@@ -68,7 +68,7 @@ def chosen_of(search: _Search) -> SearchResult:
         len(judged.rows),
         int(judged.labelled.sum()),
         _cost(search, records),
-        _notes(gain(of.of(direct), of.ensemble), chosen, judged),
+        _notes(gain(of.of(direct), of.ensemble), own.kept, chosen, search.lessons),
         judged.task,
         untried,
     )
@@ -186,18 +186,30 @@ def _cost(search: _Search, records: Sequence[Record]) -> Cost:
 
 
 def _notes(
-    ahead: dict[str, tuple[float, float, float] | None], chosen: Point | None, judged: Judged
+    ahead: Mapping[str, tuple[float, float, float] | None],
+    kept: Mapping[str, Kept],
+    chosen: Point | None,
+    lessons: Lessons,
 ) -> tuple[str, ...]:
-    notes, labelled = [], int(judged.labelled.sum())
-    for metric in goals_of(judged.task):
+    judged = lessons.judged
+    metrics, notes, labelled = goals_of(judged.task), [], int(judged.labelled.sum())
+    for metric in metrics:
         found, name = ahead[metric.name], f"{metric.label} (%)" if metric.percent else metric.label
         if found is not None:
             mean, low, high = (metric.scale * value for value in found)
             beyond = "" if low > 0 else ": not beyond its interval, so a direct model may be as good"
             beyond = beyond if mean > 0 else ": there is none, so a direct model is as good"
+            beyond = beyond if high >= 0 else ": it is a loss, so a direct model is better"
             notes.append(
                 f"The ensemble's gain over direct in {name}: {mean:.3g} [{low:.3g}, {high:.3g}]{beyond}."
             )
+    if unclear := [metric.label for metric in metrics if kept[metric.name].basis == "ensemble"]:
+        notes.append(
+            f"The labels do not show whether the ensemble has a gain over direct in {' and '.join(unclear)}. "
+            f"Of the {len(judged.rows):,} rows that judged, {labelled:,} have a label and "
+            f"{lessons.synthetic:,} are synthetic. A share with a star is likeness to the ensemble; a job's "
+            "report shows on test rows whether there is a gain."
+        )
     if chosen is not None and labelled:
         widths = [
             (one.high - one.low) / 2

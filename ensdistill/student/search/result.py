@@ -173,6 +173,8 @@ class SearchResult:
                 f"({self.untried.parameters:,} parameters): give the search more minutes"
             )
         kept = self._kept(one)
+        if all(share.share is None for share in one.kept.values()):
+            return f"there is no gain to keep; the nearest student is {one.candidate}{beyond}: {kept}"
         return f"no student {share}{within}; the nearest is {one.candidate}{beyond}: {kept}{larger}"
 
     def _kept(self, one: Point) -> str:
@@ -186,6 +188,7 @@ class SearchResult:
         clauses = [f"it keeps {' and '.join(kept)}"] if kept else []
         clauses += [
             f"in {m.label} the ensemble has no gain over direct"
+            + (", and the student is worse than direct" if one.kept[m.name].worse else "")
             for m in goals
             if one.kept[m.name].share is None
         ]

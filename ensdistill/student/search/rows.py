@@ -78,6 +78,8 @@ class Lessons:
         Of the caches.
     asked : int
         Rows that judge and are not of the caches: the ensemble predicted them besides.
+    synthetic : int
+        Synthetic rows among those that judge.
     """
 
     mixtures: Mapping[str, tuple[Rows, TargetCache]]
@@ -85,6 +87,7 @@ class Lessons:
     judged: Judged
     augment: Augmentation | None = None
     asked: int = 0
+    synthetic: int = 0
 
     @property
     def first(self) -> tuple[Rows, TargetCache]:
@@ -134,12 +137,13 @@ def lessons(
     ensemble: Any,
     augment: Augmentation | None,
     seed: int,
+    real: int | None = None,
 ) -> Lessons:
     """Divide the rows.
 
     Labelled rows of ``validation`` judge. Where they are fewer than ``LEAST``, rows without a label are held
     out of the transfer sets, the same rows of each: those that come first in the rows, which is the pool
-    where there is one.
+    where there is one. The rows of the first mixture after the first ``real`` ones are synthetic.
 
     Raises
     ------
@@ -159,6 +163,7 @@ def lessons(
         for name, (own, target) in mixtures.items()
     }
     rows = next(iter(mixtures.values()))[0]
+    made = rows.uids[len(rows) if real is None else real :]
     if cache.temperature not in (None, 1.0):
         raise ValueError(
             f"cache: expected every member's logits, or the mixture at temperature 1; {cache.path} holds the "
@@ -194,7 +199,7 @@ def lessons(
     if task == "classification" and (direct.labels.max() >= classes or direct.labels.min() < 0):
         raise ValueError(f"rows.labels: expected 0..{classes - 1} or {UNLABELLED}")
     asked = 0 if given is None or ensemble is None else len(given.rows)
-    return Lessons(remaining, direct, judged, augment, asked)
+    return Lessons(remaining, direct, judged, augment, asked, int(np.isin(held, made).sum()))
 
 
 def _joined(parts: Sequence[Any]) -> Any:

@@ -48,6 +48,7 @@ def search_student(
     ensemble: Any = None,
     mixtures: Mapping[str, tuple[Rows, TargetCache]] | None = None,
     augment: Augmentation | None = None,
+    real: int | None = None,
     settings: SearchSettings | None = None,
     folder: Path | str | None = None,
     seed: int = 0,
@@ -81,6 +82,9 @@ def search_student(
         one called ``"given"``. Rows of a mixture have the uids that they have in ``rows``.
     augment : Augmentation, optional
         That of the caches.
+    real : int, optional
+        The first rows of ``rows`` that are not synthetic; without it, all. A note of the result counts the
+        synthetic rows that judged.
     settings : SearchSettings, optional
         **keywords are its fields: ``keep=0.95, max_latency="50us", max_bytes="200kB", max_parameters=5000,
         minutes=3``. Without any of the first four, ``keep=0.95``.
@@ -117,7 +121,7 @@ def search_student(
     if own.keep is None and not own.limits:
         own = replace(own, keep=KEEP)
     known = {"given": (rows, cache), **(mixtures or {})}
-    found = lessons(known, validation, ensemble, augment, seed)
+    found = lessons(known, validation, ensemble, augment, seed, real)
     if folder is not None:
         return _Search(found, own, Path(folder), seed, progress).run()
     with tempfile.TemporaryDirectory() as temporary:
