@@ -210,6 +210,6 @@ def found_student(section: Mapping[str, Any]) -> dict[str, Any]:
         found["variance"] = section.get("variance", False)
     if "rows" in section:
         found["rows"] = StudentRows(**section["rows"])
-    if "loss" in section:
-        found["loss"] = LossSettings(**section["loss"])
+    # A section of an earlier version has no loss where the trial's was the default one.
+    found["loss"] = LossSettings(**section.get("loss", {}))
     return found

@@ -18,6 +18,7 @@ import yaml
 from search_helpers import Boosters, Material, Tiny
 
 from ensdistill.data import UNLABELLED, Rows
+from ensdistill.loss.settings import LossSettings
 from ensdistill.models import MLP
 from ensdistill.student.quality import Quality, of_rows
 from ensdistill.student.search import OtherSearch, SearchSettings, TooFewRows
@@ -214,6 +215,25 @@ def test_the_chosen_student_is_trained_as_long_as_one_without_a_search(material)
     assert (tried["steps"], tried["learning_rate"]) == (96, 0.01)
     assert (longer["steps"], longer["learning_rate"]) == (2016, 0.0051)  # 0.4 for 67 times the steps
     assert tried["batch_size"] == longer["batch_size"] == 64
+
+
+def test_the_found_student_has_its_trials_loss_whatever_loss_the_job_has(material):
+    from ensdistill.job.config import DistillConfig
+    from ensdistill.job.method_config import loss_of
+    from ensdistill.job.search_config import found_student
+    from ensdistill.job.student_config import StudentConfig
+
+    known = lessons(
+        {"given": (material.rows, material.cache)}, material.validation, material.probabilities, None, 0
+    )
+    built = Builder(known, 0)(Tiny().candidates(known.about)[0])
+    space = known.space(built.candidate, "student", 96)
+    job = DistillConfig({"small": StudentConfig(keep=0.9)}, LossSettings(temperature=4.0, alpha=0.3))
+    for own in ({"temperature": 1.0, "alpha": 1.0}, {"temperature": 2.0, "alpha": 0.6}):
+        section = section_of(built, space, space.defaults() | own)
+        assert loss_of(StudentConfig(**found_student(section)), job) == LossSettings(**own)
+    del section["loss"]  # of an earlier version, which left out the default loss
+    assert loss_of(StudentConfig(**found_student(section)), job) == LossSettings()
 
 
 def test_a_budget_leaves_larger_candidates_out_and_the_nearest_is_shown(material):

@@ -60,8 +60,8 @@ def section_of(
         found["direct"] = _plain(DIRECT)
         if (ema := space.ema(own)) is not None:
             found["ema"] = ema
-    if (loss.temperature, loss.alpha) != (1.0, 1.0):
-        found["loss"] = {"temperature": loss.temperature, "alpha": loss.alpha}
+    # A section without a loss would take the job's own, which the trial never had.
+    found["loss"] = {"temperature": loss.temperature, "alpha": loss.alpha}
     return found
 
 
