@@ -105,6 +105,8 @@ def main(arguments: Sequence[str], folder: Path) -> int:
     }
     for one in earlier:
         result["students"] = beside(result["students"], one["students"], one["source"]["commit"])
+        known = result["settings"]["peers"]
+        known += [name for name in one["settings"]["peers"] if name not in known]
     for name, reason in missing.items():
         notes.print(f"without {name}: {reason}")
     work = options.work / ("develop" if options.develop else "report")

@@ -188,15 +188,18 @@ def _close(judged: Sequence[Mapping[str, Any]]) -> Goal:
 
 
 def _beats(judged: Sequence[Mapping[str, Any]], peers: Sequence[str], place: int) -> Goal:
+    """In the cases that have another tool's model."""
     text = f"{(ACCURACY, NLL)[place]} better than every other tool's in 80 % of the cases"
-    chosen, lost = _chosen(judged), []
-    for one in chosen:
+    chosen, lost = 0, []
+    for one in _chosen(judged):
         name = metrics_of(one)[place]
         means, sign = one[name]["means"], METRICS[name].sign
-        if any(sign * means[STUDENT] <= sign * means[peer] for peer in peers if peer in means):
+        theirs = [sign * means[peer] for peer in peers if peer in means]
+        chosen += bool(theirs)
+        if theirs and sign * means[STUDENT] <= max(theirs):
             lost.append(_case(one))
-    found = f"{len(chosen) - len(lost)} of {len(chosen)} cases"
-    return Goal(text, len(lost) <= 0.2 * len(chosen) if chosen and peers else None, found + _listed(lost))
+    found = f"{chosen - len(lost)} of {chosen} cases"
+    return Goal(text, len(lost) <= 0.2 * chosen if chosen else None, found + _listed(lost))
 
 
 def _chosen(judged: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -336,6 +336,7 @@ def test_labels_and_numbers_are_judged_by_their_own_metrics(task, metrics, tmp_p
     students = [ABOUT | {"size": size} | judged for size in ("member", "keep")]
     goals = judgement.goals([*students, case("keep", 0.97)], ["other"])
     assert goals[6].found.startswith("0 of 2 cases") or goals[6].found.startswith("1 of 2")
+    assert judgement.goals(students, ["a tool without a model"])[6].met is None
     result = {"students": students, "settings": {"seeds": SEEDS}, "goals": [asdict(goal) for goal in goals]}
     assert table(result).row_count == 2
     picture.draw(result, tmp_path / "picture.png")
