@@ -24,6 +24,7 @@ from ensdistill.job.student_rows import choices, real_rows, student_rows
 from ensdistill.job.unit import Unit
 from ensdistill.student.search import OtherSearch, Point, SearchResult, search_student
 from ensdistill.student.search.journal import ABOUT, optuna_of
+from ensdistill.student.search.ladders import check_sizes
 from ensdistill.student.search.rows import LEAST, SHARE
 from ensdistill.teachers import Ensemble
 from ensdistill.teachers.members.moments import as_arrays, of_arrays
@@ -135,7 +136,8 @@ def minutes_of_each(config: Config) -> float:
 
 
 def check_search(config: Config) -> None:
-    """Refuse, before the teachers are trained, searches that have too few rows, or lack a package.
+    """Refuse, before the teachers are trained, searches that have too few rows, or lack a package, and
+    budgets of a size that no candidate meets.
 
     Raises
     ------
@@ -154,3 +156,10 @@ def check_search(config: Config) -> None:
                 f"distill.students.{config.searched[0]}: {reason} (seed {seed}), or name a model in place of "
                 "keep and max_*"
             )
+    split = config.trial().split(0)
+    for name in config.searched:
+        settings = config.distill.students[name].search_settings()
+        try:
+            check_sizes(settings, split.labelled, len(split.classes), 0)
+        except ValueError as error:
+            raise ValueError(f"distill.students.{name}.{error}") from error

@@ -178,6 +178,19 @@ def test_a_trial_is_done_where_labelled_rows_judge_and_refit_is_set(tmp_path):
             SEARCHED | {"data.init_args.pool": 100},
             "a pool of 100 and 60 synthetic rows: have 1015 labelled rows",
         ),
+        (
+            SEARCHED | {"distill.students": {"small": {"max_bytes": "1kB", "families": ["mlp"]}}},
+            "distill.students.small.max_bytes: expected at least 4,840 bytes (mlp/16); got 1,000 bytes. Of mlp, "
+            "the nearest candidate is mlp/16",
+        ),
+        (
+            SEARCHED | {"distill.students": {"small": {"max_parameters": 50, "max_latency": "1us"}}},
+            "distill.students.small.max_parameters: expected at least",
+        ),
+        (
+            SEARCHED | {"distill.students": {"small": {"keep": 0.9, "families": ["ngrams"]}}},
+            "distill.students.small.families: 'ngrams' does not fit these samples",
+        ),
     ],
 )
 def test_wrong_searches_are_refused_before_any_work(tmp_path, change, message):

@@ -208,7 +208,7 @@ def test_the_chosen_student_is_trained_as_long_as_one_without_a_search(material)
     known = lessons(
         {"given": (material.rows, material.cache)}, material.validation, material.probabilities, None, 0
     )
-    built = Builder(known, 0)(Tiny().candidates(known.about)[0])
+    built = Builder(material.rows.inputs, 10, 0)(Tiny().candidates(known.about)[0])
     space = known.space(built.candidate, "student", 96)
     values = space.defaults() | {"rate": 0.01, "batch": 64}
     tried, longer = (section_of(built, space, values, rows)["optimization"] for rows in (None, material.rows))

@@ -17,7 +17,6 @@ from ensdistill.common.random import derive_seed
 from ensdistill.data.preprocess import Preprocess, fitted
 from ensdistill.data.samples import as_samples
 from ensdistill.student.search.families import Candidate
-from ensdistill.student.search.rows import Lessons
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,12 +102,18 @@ class Builder:
 
     Parameters
     ----------
-    lessons : Lessons
+    inputs : samples
+        To which preprocesses are fitted.
+    classes : int
+        Classes, labels, or numbers of a row.
     seed : int
+    variances : bool
+        Whether the ensemble has variances, for which networks of numbers have outputs.
     """
 
-    def __init__(self, lessons: Lessons, seed: int) -> None:
-        self.lessons, self.seed = lessons, seed
+    def __init__(self, inputs: Any, classes: int, seed: int, variances: bool = False) -> None:
+        self.samples, self.classes = as_samples(inputs), classes
+        self.seed, self.variances = seed, variances
         self._fitted: dict[str, tuple[Preprocess | None, Any]] = {}
         self._built: dict[str, Built] = {}
 
@@ -118,13 +123,12 @@ class Builder:
         return self._built[candidate.key]
 
     def _build(self, candidate: Candidate) -> Built:
-        classes = len(self.lessons.first[1].classes)
         if candidate.model is None:
             return Built(candidate, None, candidate.preprocess, None, None)
         preprocess, example = self._prepared(candidate.preprocess)
-        model, means_alone = completed(candidate.model, example, classes, preprocess), None
-        if self.lessons.variances:
-            means_alone, model = model, completed(candidate.model, example, 2 * classes, preprocess)
+        model, means_alone = completed(candidate.model, example, self.classes, preprocess), None
+        if self.variances:
+            means_alone, model = model, completed(candidate.model, example, 2 * self.classes, preprocess)
         with torch.random.fork_rng([]):
             state = model().state_dict().values()
         numbers = [tensor for tensor in state if isinstance(tensor, torch.Tensor)]
@@ -140,8 +144,7 @@ class Builder:
     def _prepared(self, setting: Any) -> tuple[Preprocess | None, Any]:
         key = repr(setting)
         if key not in self._fitted:
-            samples = as_samples(self.lessons.first[0].inputs)
-            own = fitted(made(setting), samples, seed=derive_seed("preprocess", self.seed))
-            two = samples[:2]
+            own = fitted(made(setting), self.samples, seed=derive_seed("preprocess", self.seed))
+            two = self.samples[:2]
             self._fitted[key] = own, (two if own is None else own(two))
         return self._fitted[key]

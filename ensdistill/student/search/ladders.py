@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
+from ensdistill.data import Rows
 from ensdistill.student.search.build import Builder, Built
-from ensdistill.student.search.families import Candidate, Family
+from ensdistill.student.search.families import Candidate, Family, families_for
 from ensdistill.student.search.journal import Journal
 from ensdistill.student.search.latency import Latency, latency_of
-from ensdistill.student.search.rows import Lessons, some_samples
+from ensdistill.student.search.rows import Lessons, about_of, some_samples
 from ensdistill.student.search.settings import SearchSettings, in_words
 from ensdistill.student.units import units_of
 from ensdistill.teachers.members import Preprocessed, TorchMember
@@ -58,7 +59,9 @@ class Ladders:
         self.lessons, self.journal = lessons, journal
         self.built: dict[str, Built] = {}
         self.keys: dict[str, tuple[str, ...]] = {}
-        builder, limits = Builder(lessons, seed), settings.limits
+        limits = settings.limits
+        rows, cache = lessons.first
+        builder = Builder(rows.inputs, len(cache.classes), seed, lessons.variances)
         beyond: dict[str, dict[str, float]] = {}
         uncounted = False
         for family in families:
@@ -81,12 +84,7 @@ class Ladders:
                 self.keys[family.name] = tuple(ordered)
         if not self.built:
             names = ", ".join(family.name for family in families)
-            if uncounted and not beyond:
-                raise ValueError(
-                    f"max_parameters: expected none with {names} alone, whose parameters are not counted; "
-                    f"got {settings.max_parameters}: set max_bytes or max_latency, or name other families"
-                )
-            raise ValueError(_refusal(settings, names, beyond))
+            raise ValueError(_refusal(settings, names, beyond, uncounted))
 
     def latency(self, key: str) -> Latency | None:
         """Of a network, measured untrained, because its weights have no part in it, by the first process of
@@ -120,14 +118,64 @@ class Ladders:
         """A network's sizes for which there is a limit; those of a booster are known after its fit."""
         if one.model is None:
             return {}
-        found = {"parameters": float(one.parameters or 0), "bytes": float(one.bytes or 0)}
+        found = _counted(one, limits)
         if "seconds" in limits and (latency := self._latency(one)) is not None:
             found["seconds"] = latency.seconds
-        return {name: size for name, size in found.items() if name in limits}
+        return found
 
 
-def _refusal(settings: SearchSettings, names: str, beyond: Mapping[str, Mapping[str, float]]) -> str:
-    """The error where no candidate is left; ``beyond`` has the sizes of candidates beyond a budget."""
+def check_sizes(settings: SearchSettings, rows: Rows, classes: int, seed: int) -> None:
+    """Refuse budgets of parameters and bytes that no candidate meets, from labelled rows alone.
+
+    The transfer set holds these rows and more, and outputs for variances may follow, so a candidate of the
+    search is no smaller than here. Latencies are left to the search.
+
+    Raises
+    ------
+    ValueError
+        No candidate meets the budgets; names the nearest. Or a named family does not fit the samples.
+    """
+    about = about_of(rows.inputs, len(rows), len(rows), classes, rows.task)
+    families = families_for(settings.families, about)
+    settings = replace(settings, max_latency=None)
+    if not (limits := settings.limits):
+        return
+    builder = Builder(rows.inputs, classes, seed)
+    beyond: dict[str, dict[str, float]] = {}
+    uncounted = False
+    for candidate in (one for family in families for one in family.candidates(about)):
+        if candidate.model is None:
+            if "parameters" not in limits:
+                return  # a booster's bytes are known after its fit
+            uncounted = True
+            continue
+        sizes = _counted(builder(candidate), limits)
+        if all(size <= limits[name] for name, size in sizes.items()):
+            return
+        beyond[candidate.key] = sizes
+    names = ", ".join(family.name for family in families)
+    raise ValueError(_refusal(settings, names, beyond, uncounted))
+
+
+def _counted(one: Built, limits: Mapping[str, float]) -> dict[str, float]:
+    """A network's parameters and bytes, where there is a limit."""
+    found = {"parameters": float(one.parameters or 0), "bytes": float(one.bytes or 0)}
+    return {name: size for name, size in found.items() if name in limits}
+
+
+def _refusal(
+    settings: SearchSettings,
+    names: str,
+    beyond: Mapping[str, Mapping[str, float]],
+    uncounted: bool = False,
+) -> str:
+    """The error where no candidate is left; ``beyond`` has the sizes of candidates beyond a budget, and
+    ``uncounted`` is whether others were left out because their parameters are not counted."""
+    if uncounted and not beyond:
+        return (
+            f"max_parameters: expected none with {names} alone, whose parameters are not counted; got "
+            f"{settings.max_parameters}: set max_bytes or max_latency, or name other families"
+        )
     if not beyond:
         return (
             f"minutes: expected time for several fits of {names}; got {settings.minutes:g}: give more, or "

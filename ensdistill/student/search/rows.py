@@ -96,14 +96,8 @@ class Lessons:
     @property
     def about(self) -> About:
         rows, cache = self.first
-        described = form(as_samples(rows.inputs))
         most = max(len(own) for own, _ in self.mixtures.values())
-        shape = tuple(described.get("shape") or ())
-        inputs = rows.inputs
-        gaps = isinstance(inputs, np.ndarray) and inputs.dtype.kind == "f" and bool(np.isnan(inputs).any())
-        counts = most, len(self.direct), len(cache.classes)
-        dtype = str(described.get("dtype", ""))
-        return About(described["kind"], shape, *counts, gaps, self.judged.task, dtype)
+        return about_of(rows.inputs, most, len(self.direct), len(cache.classes), self.judged.task)
 
     @property
     def variances(self) -> bool:
@@ -129,6 +123,16 @@ class Lessons:
             task,
             self.variances and network,
         )
+
+
+def about_of(inputs: Any, rows: int, labelled: int, classes: int, task: Task) -> About:
+    """The data of these samples, by which families have candidates."""
+    described = form(as_samples(inputs))
+    shape = tuple(described.get("shape") or ())
+    gaps = isinstance(inputs, np.ndarray) and inputs.dtype.kind == "f" and bool(np.isnan(inputs).any())
+    return About(
+        described["kind"], shape, rows, labelled, classes, gaps, task, str(described.get("dtype", ""))
+    )
 
 
 def lessons(
