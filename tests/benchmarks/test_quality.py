@@ -143,13 +143,13 @@ def test_a_case_that_fails_leaves_the_others_their_figures(models, tmp_path, mon
     out = tmp_path / "result.json"
     earlier = tmp_path / "earlier.json"
     students_then = [one | {"set": name, "commit": "b"} for name in ("income", "spam")]
-    earlier.write_text(
-        json.dumps({"benchmark": "quality", "source": {"commit": "a"}, "students": students_then})
-    )
+    about = {"benchmark": "quality", "source": {"commit": "a"}, "settings": {"peers": ["another tool"]}}
+    earlier.write_text(json.dumps(about | {"students": students_then}))
     words = ["--quick", "--sets", "digits", "letter", "spam", "--work", str(tmp_path), "--out", str(out)]
     assert main([*words, "--beside", str(earlier)], tmp_path) == 1
     made = json.loads(out.read_text())
     assert [one["set"] for one in made["students"]] == ["income", "digits", "spam"]  # this run's spam
+    assert made["settings"]["peers"][-1] == "another tool"
     assert made["students"][0]["commit"] == "b"
     assert made["students"][2]["commit"] == made["source"]["commit"]
     assert made["failed"] == {"letter-quick": "RuntimeError: a tool stopped"}
