@@ -57,9 +57,8 @@ def job(command: str, rest: list[str]) -> int:
     if command == "tune" and not config.searched:
         return usage_error(
             "distill.students: expected a student with keep, max_latency, max_bytes or max_parameters in "
-            f"place of a model; got {', '.join(config.distill.students)} with a model: "
-            "--distill.students.NAME.model null --distill.students.NAME.keep 0.95; with data in place of "
-            "CONFIG --keep 0.95",
+            f"place of a model; got {', '.join(config.distill.students)} with a model: add "
+            "one by a new NAME, --distill.students.NAME.keep 0.95; with data in place of CONFIG --keep 0.95",
             more,
         )
 

@@ -46,7 +46,7 @@ class SearchedStudent:
         The kinds of models that are searched, ``mlp``, ``embeddings``, ``cnn``, ``ngrams``, ``transformer``,
         ``boosted``, or import paths of your own; empty for all that fit the samples.
     loss : LossSettings, optional
-        This student's own loss, in place of ``distill.loss``.
+        This student's own loss, in place of ``distill.loss``. A search chooses it.
     """
 
     keep: float | None = None
@@ -65,6 +65,11 @@ class SearchedStudent:
     def check_search(self, given: Mapping[str, Any]) -> bool:
         """Whether the model is searched for.
 
+        Parameters
+        ----------
+        given : mapping
+            The settings beside the goals that differ from their defaults, and that no search takes.
+
         Raises
         ------
         ValueError
@@ -82,12 +87,13 @@ class SearchedStudent:
         self.search_settings()
         for name in self.families:
             import_family(name)
-        for name, value in given.items():
-            if value is not None:
-                raise ValueError(
-                    f"{name}: expected none beside keep or max_*, by which model and settings are searched "
-                    f"for; got {value!r}: leave one of the two out ({name}: null)"
-                )
+        if given:
+            name, value = next(iter(given.items()))
+            without = ", ".join(f"{one}: {'auto' if one == 'preprocess' else 'null'}" for one in given)
+            raise ValueError(
+                f"{name}: expected none beside keep or max_*, by which model and settings are searched for; "
+                f"got {value!r}: leave out either keep and max_* or {' and '.join(given)} ({without})"
+            )
         return True
 
     def search_settings(self, minutes: float = MINUTES, trials: int | None = None) -> SearchSettings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -168,9 +168,7 @@ class StudentConfig(SearchedStudent):
         object.__setattr__(self, "optimization", as_student(self.optimization))
         if self.direct is not None:
             object.__setattr__(self, "direct", as_student(self.direct))
-        found = {"model": self.model, "estimator": self.estimator, "rows": self.rows}
-        found |= {"shrink": self.shrink, "variance": self.variance or None}
-        if self.check_search({**found, "generations": None if self.generations == 1 else self.generations}):
+        if self.check_search(self._beside_search()):
             return
         if self.shrink is not None:
             self._check_shrunk()
@@ -222,6 +220,16 @@ class StudentConfig(SearchedStudent):
     def held_out(self) -> Validation:
         """The validation of a student that is an estimator."""
         return DEFAULT_VALIDATION if self.validation is None else self.validation.build()
+
+    def _beside_search(self) -> dict[str, Any]:
+        """The settings that differ from their defaults, without those that a search leaves to the user."""
+        kept = {f.name for f in fields(SearchedStudent)} - {"loss"} | {"description", "method", *WATCHING}
+        found = {}
+        for one in fields(self):
+            default = one.default if one.default_factory is MISSING else one.default_factory()
+            if one.name not in kept and (value := getattr(self, one.name)) != default:
+                found[one.name] = value
+        return found
 
     def _check_estimator(self) -> None:
         """Build the estimator of a config's class_path, and refuse one that is no student."""

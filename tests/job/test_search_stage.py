@@ -9,9 +9,9 @@ from unittest import mock
 
 import pytest
 import yaml
-from job_helpers import JOB, run, succeed, write_job
+from job_helpers import JOB, OPTIMIZATION, run, succeed, write_job
 
-from ensdistill.cli.settings import load_config
+from ensdistill.cli.settings import load_config, load_job
 from ensdistill.job.run_folder import RunFolder
 from ensdistill.job.searching import _remove
 from ensdistill.job.unit import Unit
@@ -168,6 +168,10 @@ def test_a_trial_is_done_where_labelled_rows_judge_and_refit_is_set(tmp_path):
             {"distill.students": {"small": {**JOB["distill"]["students"]["small"], "families": ["mlp"]}}},
             "families: expected keep or max_",
         ),
+        (
+            {"distill.students": {"small": {"keep": 0.9, "compile": True, "ema": 0.99}}},
+            "leave out either keep and max_* or ema and compile (ema: null, compile: null)",
+        ),
         ({"distill.students": {"small": {}}}, "model: expected a model or an estimator"),
         ({"minutes": 0}, "minutes: expected a positive number"),
         ({"minutes": 3}, "minutes: expected none where no student is searched for; got 3"),
@@ -199,10 +203,49 @@ def test_wrong_searches_are_refused_before_any_work(tmp_path, change, message):
     assert message in err
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("optimization", OPTIMIZATION),
+        ("direct", OPTIMIZATION),
+        ("preprocess", None),
+        ("validation", {"share": 0.2}),
+        ("ema", 0.99),
+        ("weights", "/nowhere.safetensors"),
+        ("compile", True),
+        ("recompute_modules", ["*"]),
+        ("rows", {"synthetic": 0.5}),
+        ("loss", {"temperature": 2.0}),
+        ("variance", True),
+        ("generations", 2),
+    ],
+)
+def test_settings_that_a_search_chooses_are_refused_beside_a_goal(tmp_path, name, value):
+    students = {"small": {"keep": 0.9, name: value}}
+    file = write_job(tmp_path, SEARCHED | {"distill.students": students})
+    with pytest.raises(ValueError, match=f"small.{name}: expected none beside keep or max_"):
+        load_config(["--config", str(file)])
+
+
+def test_settings_that_only_watch_and_defaults_stand_beside_a_goal(tmp_path):
+    watching = {"trackers": ["tensorboard"], "checkpoint_every": 64, "keep_last": 2, "description": "mine"}
+    defaults = {"optimization": {"steps": "auto"}, "direct": None, "preprocess": "auto", "compile": False}
+    students = {"small": {"keep": 0.9, **watching, **defaults}}
+    file = write_job(tmp_path, SEARCHED | {"distill.students": students})
+    config, written = load_job(["--config", str(file)])
+    file.write_text(written)  # with all defaults, as a run keeps it
+    for one in (config, load_config(["--config", str(file)])):
+        assert one.searched == ["small"]
+        assert one.distill.students["small"].checkpoint_every == 64
+
+
 def test_tune_without_a_goal_names_the_remedy(tmp_path):
     status, _, err = run("tune", write_job(tmp_path))
     assert status == 2
     assert "--distill.students.NAME.keep 0.95" in err
+    assert load_config(
+        ["--config", str(tmp_path / "job.yaml"), "--distill.students.new.keep", "0.95"]
+    ).searched
 
 
 def test_data_with_a_goal_have_their_student_searched_for(tmp_path):
