@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,6 +25,7 @@ from ensdistill.student.search.settings import MINUTES, SearchSettings, check_bu
 
 HELD_BACK = 0.2  # of the labelled rows at most
 MOST = 2000
+GOALS = ("keep", "max_latency", "max_bytes", "max_parameters")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,16 +61,16 @@ class SearchedStudent:
     @property
     def searched(self) -> bool:
         """Whether the model is searched for."""
-        goals = (self.keep, self.max_latency, self.max_bytes, self.max_parameters)
-        return any(goal is not None for goal in goals)
+        return any(getattr(self, name) is not None for name in GOALS)
 
-    def check_search(self, given: Mapping[str, Any]) -> bool:
+    def check_search(self, given: Mapping[str, tuple[Any, Any]]) -> bool:
         """Whether the model is searched for.
 
         Parameters
         ----------
         given : mapping
-            The settings beside the goals that differ from their defaults, and that no search takes.
+            The settings beside the goals that differ from their defaults, and that no search takes, each with
+            its default.
 
         Raises
         ------
@@ -88,8 +90,8 @@ class SearchedStudent:
         for name in self.families:
             import_family(name)
         if given:
-            name, value = next(iter(given.items()))
-            without = ", ".join(f"{one}: {'auto' if one == 'preprocess' else 'null'}" for one in given)
+            name, (value, _) = next(iter(given.items()))
+            without = ", ".join(f"{one}: {_in_yaml(default)}" for one, (_, default) in given.items())
             raise ValueError(
                 f"{name}: expected none beside keep or max_*, by which model and settings are searched for; "
                 f"got {value!r}: leave out either keep and max_* or {' and '.join(given)} ({without})"
@@ -106,6 +108,12 @@ class SearchedStudent:
             minutes=minutes,
             trials=trials,
         )
+
+
+def _in_yaml(default: Any) -> str:
+    """A default as the command line takes it; null stands for that of settings with names of their own."""
+    plain = isinstance(default, str | bool | int | list)
+    return json.dumps(default).strip('"') if plain else "null"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,11 +6,12 @@ import shutil
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
 from safetensors.numpy import load_file
 
 from ensdistill.cache.errors import CacheError
@@ -19,7 +20,8 @@ from ensdistill.common.progress import UnitProgress
 from ensdistill.job.config import Config
 from ensdistill.job.rows_config import StudentRows
 from ensdistill.job.run_folder import RunFolder
-from ensdistill.job.search_config import predictions, too_few
+from ensdistill.job.search_config import GOALS, predictions, too_few
+from ensdistill.job.student_config import WATCHING, StudentConfig, default_of
 from ensdistill.job.student_rows import choices, real_rows, student_rows
 from ensdistill.job.unit import Unit
 from ensdistill.student.search import OtherSearch, Point, SearchResult, search_student
@@ -53,12 +55,24 @@ def search(run: RunFolder, unit: Unit, folder: Path, report: UnitProgress) -> di
         found = _search(run, unit, asked, progress)
     found = _with_rows(found, choices(source, unit.seed))
     found.save(folder / "result.json")
-    (folder / "student.yaml").write_text(found.yaml(unit.student), encoding="utf-8")
     point = found.student
+    (folder / "student.yaml").write_text(_without_search(run.config, unit.student, point.section))
     _remove(folder / JOURNAL)
     shutil.rmtree(folder / TARGETS, ignore_errors=True)
     (folder / VALIDATION).unlink(missing_ok=True)
     return {"section": dict(point.section), "kept": found.chosen is not None}
+
+
+def _without_search(config: Config, name: str, section: Mapping[str, Any]) -> str:
+    """Settings as YAML that follow the job's own as a second ``--config``: the found student in place of the
+    search for it. Defaults remove the goals that the job has."""
+    student: dict[str, Any] = {**dict.fromkeys(GOALS), "families": []}
+    if "estimator" in section:  # which takes no setting of a network's training
+        student |= {one.name: default_of(one) for one in fields(StudentConfig) if one.name in WATCHING}
+    # Nothing uses a budget where this was the only student that is searched for.
+    budget = dict.fromkeys(("minutes", "trials")) if config.searched == [name] else {}
+    settings = {**budget, "distill": {"students": {name: {**student, **section}}}}
+    return yaml.safe_dump(settings, sort_keys=False)
 
 
 def _remove(journal: Path) -> None:

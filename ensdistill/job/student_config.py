@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,10 @@ class ValidationConfig:
 
     def build(self) -> Validation:
         return Validation(rows=self.share, every=self.every, metric=self.metric, patience=self.patience)
+
+
+def default_of(one: Field[Any]) -> Any:
+    return one.default if one.default_factory is MISSING else one.default_factory()
 
 
 @dataclass(frozen=True)
@@ -221,14 +225,15 @@ class StudentConfig(SearchedStudent):
         """The validation of a student that is an estimator."""
         return DEFAULT_VALIDATION if self.validation is None else self.validation.build()
 
-    def _beside_search(self) -> dict[str, Any]:
-        """The settings that differ from their defaults, without those that a search leaves to the user."""
+    def _beside_search(self) -> dict[str, tuple[Any, Any]]:
+        """The settings that differ from their defaults, without those that a search leaves to the user; each
+        with its default."""
         kept = {f.name for f in fields(SearchedStudent)} - {"loss"} | {"description", "method", *WATCHING}
         found = {}
         for one in fields(self):
-            default = one.default if one.default_factory is MISSING else one.default_factory()
+            default = default_of(one)
             if one.name not in kept and (value := getattr(self, one.name)) != default:
-                found[one.name] = value
+                found[one.name] = (value, default)
         return found
 
     def _check_estimator(self) -> None:

@@ -8,12 +8,11 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-import yaml
 from job_helpers import JOB, OPTIMIZATION, run, succeed, write_job
 
 from ensdistill.cli.settings import load_config, load_job
 from ensdistill.job.run_folder import RunFolder
-from ensdistill.job.searching import _remove
+from ensdistill.job.searching import _remove, _without_search
 from ensdistill.job.unit import Unit
 from ensdistill.student.search.latency import Latency
 
@@ -72,16 +71,34 @@ def test_run_trains_what_tune_has_found_and_reports_the_search(job):
     assert found["verdict"].split(":")[0] in " ".join(report.split())
 
 
-def test_the_found_yaml_needs_no_search(job, tmp_path):
-    section = yaml.safe_load((unit_folder(job[0]) / "student.yaml").read_text())
-    config = load_config(["--config", str(write_job(tmp_path, section_change(section)))])
-    assert config.searched == []
-    direct = RunFolder(load_config(["--config", str(job[0])])).student("small", 0)
-    assert config.distill.students["small"].optimization == direct.optimization
+def test_the_found_yaml_after_the_jobs_own_needs_no_search(job):
+    own = ["--config", str(job[0])]
+    config = load_config([*own, "--config", str(unit_folder(job[0]) / "student.yaml"), "--name", "other"])
+    assert (config.searched, config.trials, config.name) == ([], None, "other")
+    found, student = RunFolder(load_config(own)).student("small", 0), config.distill.students["small"]
+    for name in ("optimization", "direct", "loss", "ema", "rows"):
+        assert getattr(student, name) == getattr(found, name), name
+    assert student.network.keywords["hidden"] == found.network.keywords["hidden"]
 
 
-def section_change(section):
-    return {"distill.students": section["distill"]["students"]}
+def test_found_yaml_keeps_the_budget_of_other_searches_and_what_an_estimator_takes(tmp_path):
+    goals = {"keep": 0.8, "max_bytes": "20kB", "families": ["boosted"], "checkpoint_every": 64}
+    change = {"distill.students": {"small": goals, "other": {"keep": 0.9}}}
+    own = ["--config", str(write_job(tmp_path, SEARCHED | change))]
+    forest = "sklearn.ensemble.RandomForestClassifier"
+    sections = {
+        "small": {"description": "forest", "estimator": {"class_path": forest}, "preprocess": None},
+        "other": {"description": "mlp", "model": JOB["distill"]["students"]["small"]["model"]},
+    }
+    for name, section in sections.items():
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(_without_search(load_config(own), name, section))
+        own += ["--config", str(file)]
+        if name == "small":
+            assert load_config(own).searched == ["other"]
+            assert load_config(own).trials == 1
+    config = load_config(own)
+    assert (config.searched, config.trials) == ([], None)
 
 
 def test_another_goal_makes_search_and_student_stale(job):
@@ -170,7 +187,7 @@ def test_a_trial_is_done_where_labelled_rows_judge_and_refit_is_set(tmp_path):
         ),
         (
             {"distill.students": {"small": {"keep": 0.9, "compile": True, "ema": 0.99}}},
-            "leave out either keep and max_* or ema and compile (ema: null, compile: null)",
+            "leave out either keep and max_* or ema and compile (ema: null, compile: false)",
         ),
         ({"distill.students": {"small": {}}}, "model: expected a model or an estimator"),
         ({"minutes": 0}, "minutes: expected a positive number"),
@@ -223,8 +240,10 @@ def test_wrong_searches_are_refused_before_any_work(tmp_path, change, message):
 def test_settings_that_a_search_chooses_are_refused_beside_a_goal(tmp_path, name, value):
     students = {"small": {"keep": 0.9, name: value}}
     file = write_job(tmp_path, SEARCHED | {"distill.students": students})
-    with pytest.raises(ValueError, match=f"small.{name}: expected none beside keep or max_"):
+    with pytest.raises(ValueError, match=f"small.{name}: expected none beside keep or max_") as error:
         load_config(["--config", str(file)])
+    remedy = str(error.value).rpartition(f"({name}: ")[2].removesuffix(")")
+    assert load_config(["--config", str(file), f"--distill.students.small.{name}", remedy]).searched
 
 
 def test_settings_that_only_watch_and_defaults_stand_beside_a_goal(tmp_path):
