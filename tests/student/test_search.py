@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ from ensdistill.student.search.latency import Latency
 from ensdistill.student.search.result import least
 from ensdistill.student.search.rows import LEAST, Judged, lessons
 from ensdistill.student.search.section import section_of
+from ensdistill.student.search.trial import Work
 from ensdistill.teachers.fitting.scaling import Scaling
 
 pytest.importorskip("optuna")
@@ -97,6 +99,84 @@ def test_the_same_search_finds_the_same(found, material, tmp_path):
     again = material.search(keep=0.5, folder=tmp_path)
     for one, other in zip(again.points, found[0].points, strict=True):
         assert (one.candidate, one.figures, one.values) == (other.candidate, other.figures, other.values)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [(2, 0), (5, 2)])
+def test_a_search_that_was_killed_in_a_trial_finds_the_same(found, material, tmp_path, killed):
+    trainings, evaluations, run = itertools.count(1), itertools.count(), Work.run
+
+    def killing(self, report):
+        this = next(trainings)
+
+        def reporting(value, evaluation):
+            said = report(value, evaluation)
+            if this == killed[0] and next(evaluations) == killed[1]:
+                raise KeyboardInterrupt
+            return said
+
+        return run(self, reporting)
+
+    with mock.patch.object(Work, "run", killing), pytest.raises(KeyboardInterrupt):
+        material.search(keep=0.5, folder=tmp_path)
+    again, whole = material.search(keep=0.5, folder=tmp_path), found[0]
+    assert again.cost.trials == whole.cost.trials
+    assert again.cost.ended == whole.cost.ended
+    for one, other in zip([*again.points, again.direct], [*whole.points, whole.direct], strict=True):
+        assert (one.candidate, one.figures, one.values) == (other.candidate, other.figures, other.values)
+
+
+def test_the_trial_of_a_killed_process_is_begun_again(material, tmp_path):
+    known = lessons(
+        {"given": (material.rows, material.cache)}, material.validation, material.probabilities, None, 0
+    )
+    space = known.space(Tiny().candidates(known.about)[0], "student", 96)
+
+    def begun(folder, *givens, close=True):
+        journal = Journal(folder, {}, 0)
+        journal.start()
+        found = [journal.begin("student", space, given) for given in givens]
+        if close:
+            journal.close()
+        return [(trial.number, values, place) for trial, values, place in found]
+
+    whole = begun(tmp_path / "whole", {}, {}, close=False)
+    first = begun(tmp_path / "killed", {})
+    assert begun(tmp_path / "killed", {}, {}) == [*first, whole[1]] == whole
+    # Where the next trial has other values than those of the killed ones, these lose their places.
+    (number, values, place), *_ = begun(tmp_path / "killed", {"temperature": 4.0, "batch": 512})
+    assert (number, place, values["batch"], values["temperature"]) == (2, 0, 512, 4.0)
+
+
+def test_a_trial_that_is_begun_again_ends_early_where_it_would_have(material, tmp_path):
+    known = lessons(
+        {"given": (material.rows, material.cache)}, material.validation, material.probabilities, None, 0
+    )
+    space = known.space(Tiny().candidates(known.about)[0], "student", 96)
+
+    def reports(folder, values, end=None):
+        """The evaluations after which the next trial is to end."""
+        journal, found = Journal(folder, {}, 0), []
+        journal.start()
+        trial, _, _ = journal.begin("student", space, {})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for place, value in enumerate(values, 1):
+                trial.report(value, place)
+                found += [place] * trial.should_prune()
+        if end is not None:
+            journal.end(
+                trial, "student", space.candidate.key, {"state": "done", "value": end, "seconds": 1.0}
+            )
+        journal.close()
+        return found
+
+    for folder in (tmp_path / "whole", tmp_path / "killed"):
+        reports(folder, np.linspace(1.0, 0.1, 12), 0.1)
+    slow = [*np.linspace(1.0, 0.05, 6), *[0.9] * 6]  # among the best at a quarter, behind at half
+    reports(tmp_path / "killed", slow[:7])
+    again, whole = (reports(tmp_path / name, slow) for name in ("killed", "whole"))
+    assert again == whole != []
 
 
 def test_a_finished_search_trains_nothing_again(found, material):

@@ -126,7 +126,6 @@ class Journal:
         backend = JournalFileBackend(str(self.file), lock_obj=lock)
         self.storage = JournalStorage(backend)
         self.worker = ""
-        self._bury_dead()
 
     def start(self) -> None:
         """Register this process as a worker of the search."""
@@ -161,23 +160,31 @@ class Journal:
 
     def begin(
         self, role: Role, space: Space, given: Mapping[str, Any]
-    ) -> tuple[optuna.Trial, dict[str, Any]]:
-        """A new trial of a candidate and its values: those ``given``; of the others the defaults in the first
-        trial, then those that TPE draws."""
+    ) -> tuple[optuna.Trial, dict[str, Any], int]:
+        """A trial of a candidate, its values, and its place among the candidate's trials.
+
+        It is the trial of a killed process, if there is one with the values ``given``. Otherwise it is a new
+        one: its values are those ``given``; of the others the defaults in the first trial, then those that
+        TPE draws.
+        """
         from optuna.samplers import PartialFixedSampler
+        from optuna.trial import Trial
 
         with self._lock:
             study = self._study(role, space.candidate.key)
-            trials = study.get_trials(deepcopy=False)
-            sampler = self._sampler(study.study_name, len(trials))
+            dead = self._dead(study, given)
+            trials = [one for one in study.get_trials(deepcopy=False) if not _buried(one)]
+            place = len(trials) if dead is None else int(dead.user_attrs["place"])
+            sampler = self._sampler(study.study_name, place)
             first = {} if any(map(_counts, trials)) else space.defaults()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 study.sampler = PartialFixedSampler({**first, **given}, sampler)
-            trial = study.ask()
+            trial = study.ask() if dead is None else Trial(study, dead._trial_id)
             trial.set_user_attr("worker", self.worker)
             values = space.drawn(trial)
-        return trial, values
+            trial.set_user_attr("place", place)
+        return trial, values, place
 
     def end(self, trial: optuna.Trial, role: Role, candidate: str, record: dict[str, Any]) -> None:
         """Write a trial's end. ``record`` has ``state``, ``seconds``, and of a judged one ``value`` and
@@ -251,9 +258,9 @@ class Journal:
             pruner=SuccessiveHalvingPruner(min_resource=FIRST, reduction_factor=2),
         )
 
-    def _sampler(self, name: str, number: int) -> optuna.samplers.BaseSampler:
-        # A sampler's state is not in the journal, so each trial has one of its own, seeded by its place: a
-        # search that was killed draws what it would have drawn.
+    def _sampler(self, name: str, place: int) -> optuna.samplers.BaseSampler:
+        # A sampler's state is not in the journal, so each trial has one of its own, seeded by its place. A
+        # trial that is marked as failed because its process was killed takes no place.
         optuna = optuna_of()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -261,20 +268,25 @@ class Journal:
                 n_startup_trials=STARTUP,
                 multivariate=True,
                 constant_liar=True,
-                seed=derive_seed("search", self.seed, name, number) % 2**32,
+                seed=derive_seed("search", self.seed, name, place) % 2**32,
             )
 
-    def _bury_dead(self) -> None:
-        """Mark running trials whose process is gone as failed."""
+    def _dead(self, study: optuna.Study, given: Mapping[str, Any]) -> optuna.trial.FrozenTrial | None:
+        """The first trial of a killed process whose values are all drawn, and agree with those ``given``.
+        Mark the others of killed processes as failed, so that no sampler takes them for running ones."""
         from optuna.trial import TrialState
 
-        for study in self.storage.get_all_studies():
-            for trial in self.storage.get_all_trials(study._study_id, deepcopy=False):
-                if trial.state != TrialState.RUNNING:
-                    continue
-                worker = trial.user_attrs.get("worker")
-                if worker != self.worker and not _lives(self.folder / "workers", worker):
-                    self.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        found = None
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            worker = trial.user_attrs.get("worker")
+            if worker == self.worker or _lives(self.folder / "workers", worker):
+                continue
+            same = "place" in trial.user_attrs and given.items() <= trial.params.items()
+            if found is None and same:
+                found = trial
+            elif not same:
+                self.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        return found
 
 
 def best_of(records: Sequence[Record], role: Role, candidate: str | None = None) -> Record | None:
@@ -304,9 +316,13 @@ def optuna_of() -> Any:
     return optuna
 
 
+def _buried(trial: optuna.trial.FrozenTrial) -> bool:
+    """Whether a trial was killed, and is not trained again."""
+    return trial.state.name == "FAIL" and "record" not in trial.user_attrs
+
+
 def _counts(trial: optuna.trial.FrozenTrial) -> bool:
-    """Whether a trial runs or has come to its own end: one that was killed, or ended with the time, is begun
-    again."""
+    """Whether a trial runs or has come to its own end: one that ended with the time is begun again."""
     record = trial.user_attrs.get("record", {})
     return trial.state.name == "RUNNING" or record.get("state") in ("done", "failed")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -63,7 +64,8 @@ def search_student(
     search of the same space for the strongest *direct* student, on labels alone. All are judged on rows that
     none of them learns from: by NLL and accuracy, of several labels by BCE and mAP, of numbers by NLL and
     RMSE. Trials of networks for numbers learn variances, or means alone. Several processes that call it with
-    the same arguments and folder share the work; a search that was killed goes on when it is called again.
+    the same arguments and folder share the work. A search that was killed goes on when it is called again; by
+    ``trials``, in one process, to the same result.
 
     Parameters
     ----------
@@ -202,19 +204,21 @@ class _Search:
         key = plan.candidate
         space = self.space(role, key)
         needed = role in self._missing(self.journal.records())
-        trial, values = self.journal.begin(role, space, plan.values)
+        trial, values, place = self.journal.begin(role, space, plan.values)
         number, begun, started = trial.number, time.perf_counter(), time.time()
         work = Work(
-            self.lessons, self.ladders.built[key], space, values, derive_seed("trial", self.seed, key, number)
+            self.lessons, self.ladders.built[key], space, values, derive_seed("trial", self.seed, key, place)
         )
 
-        def report(value: float, place: int) -> str:
+        def report(value: float, evaluation: int) -> str:
             if not needed and self.clock.late(OVERTIME if plan.final else 0.0):
                 return "the time is over"
             if plan.whole:
                 return ""
-            trial.report(value, place)
-            return "it fell behind" if number and trial.should_prune() else ""
+            with warnings.catch_warnings():  # a trial that was killed has reported some values already
+                warnings.simplefilter("ignore")
+                trial.report(value, evaluation)
+            return "it fell behind" if place and trial.should_prune() else ""
 
         record: dict[str, Any] = {"state": "done", "started": started, "final": plan.final}
         try:
