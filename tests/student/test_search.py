@@ -306,7 +306,7 @@ def test_the_found_student_has_its_trials_loss_whatever_loss_the_job_has(materia
     known = lessons(
         {"given": (material.rows, material.cache)}, material.validation, material.probabilities, None, 0
     )
-    built = Builder(known, 0)(Tiny().candidates(known.about)[0])
+    built = Builder(material.rows.inputs, 10, 0)(Tiny().candidates(known.about)[0])
     space = known.space(built.candidate, "student", 96)
     job = DistillConfig({"small": StudentConfig(keep=0.9)}, LossSettings(temperature=4.0, alpha=0.3))
     for own in ({"temperature": 1.0, "alpha": 1.0}, {"temperature": 2.0, "alpha": 0.6}):
