@@ -14,10 +14,12 @@ from small_student import ROWS, STUDENT, small_cache
 from torch import nn
 
 from ensdistill import Ensemble, Optimization, Rows, StudentOptimization, StudentTrainer
+from ensdistill.cache import cache_targets
 from ensdistill.common.checkpoint import CheckpointMismatch
 from ensdistill.models import MLP, BagOfNgrams
 from ensdistill.student import automatic, distill_many
 from ensdistill.student.automatic import AUGMENTED, FIRST, LABELS, TARGETS, Automatic
+from ensdistill.teachers.members import ArrayMember
 
 LONG = StudentOptimization(steps=256)
 SHORT = StudentOptimization(steps=64)
@@ -150,17 +152,20 @@ def test_the_rate_is_that_of_the_best_short_training(trained):
     assert min(scores.values()) < 0.9 * max(scores.values())
 
 
-def test_a_bag_of_ngrams_learns_at_a_tenth_of_the_rate(monkeypatch):
+def test_a_bag_of_ngrams_learns_targets_at_a_tenth_of_the_rate(tmp_path, monkeypatch):
     ids = np.random.default_rng(0).integers(1, 50, size=(120, 6))
     rows = Rows(ids, np.arange(120), ids[:, 0] % 3)
+    one = ArrayMember(ids, name="one", logits=np.eye(3)[ids[:, 0] % 3], classes=["a", "b", "c"])
+    targets = cache_targets(Ensemble.from_members([one]), rows, tmp_path / "targets")
     monkeypatch.setattr(automatic, "_lowest", lambda score, first, most: 2.0)
 
-    def found(width):
+    def found(width, *cache, **more):
         factory = partial(BagOfNgrams, buckets=50, width=width, hidden=[24], outputs=3)
-        return StudentTrainer(LONG).numbers(factory, rows, classes=3).learning_rate
+        return StudentTrainer(LONG).numbers(factory, rows, *cache, **more).learning_rate
 
-    assert found(200) == 0.2  # more parameters in the embeddings than behind them
-    assert found(1) == 2.0
+    assert found(200, targets) == pytest.approx(0.08)  # more parameters in the embeddings than behind them
+    assert found(1, targets) == pytest.approx(0.8)
+    assert found(200, classes=3) == 2.0
 
 
 def test_the_same_numbers_as_settings_train_the_same_student(cache, trained):
