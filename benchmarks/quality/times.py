@@ -24,7 +24,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def command(table: Path, folder: Path) -> list[str]:
     """A run of one seed whose student's size is searched for."""
-    student = "--distill.students.student"
     words = [
         str(table),
         "--target",
@@ -35,18 +34,10 @@ def command(table: Path, folder: Path) -> list[str]:
         str(folder),
         "--minutes",
         f"{SEARCH:g}",
-    ]
-    return [
-        sys.executable,
-        "-m",
-        "ensdistill",
-        "run",
-        *words,
-        f"{student}.model",
-        "null",
-        f"{student}.keep",
+        "--keep",
         "0.95",
     ]
+    return [sys.executable, "-m", "ensdistill", "run", *words]
 
 
 def measured(rows: int, note: Callable[[str], None]) -> float:
