@@ -48,7 +48,7 @@ SHARE, SHORTEST, FROM = 0.015, 64, 1000
 FACTOR, FIRST, TRIALS = math.sqrt(10), 10.0, 7
 LONGER = {"targets": 0.4, "labels": 1.0}  # times the best rate of the short trainings
 # A short training meets most n-grams once or never, so high rates are best there, by which a long one learns
-# its targets by heart: docs/texts.md has the comparison. On labels the folds choose fewer steps instead.
+# its targets by heart: docs/texts.md has the comparison. On labels the folds of direct choose.
 RARE = 0.1
 SMALL = 50_000  # parameters up to which a model is small
 HELD_OUT, HELD_SHARE, FEWEST = 2000, 0.2, 50
