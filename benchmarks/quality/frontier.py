@@ -39,7 +39,7 @@ class Panel:
 
 
 def panels(results: Sequence[dict[str, Any]]) -> list[Panel]:
-    """The sets of these results that have a pool and several sizes, in the order of their names.
+    """The sets of classes in these results that have a pool and several sizes, in the order of their names.
 
     Of equal sizes of a set the first is taken, and of reported and development seeds the first that have
     several sizes. The line of the ensemble is that of a student of a given size, where there is one.
@@ -47,7 +47,7 @@ def panels(results: Sequence[dict[str, Any]]) -> list[Panel]:
     by_seed: dict[tuple[str, int], dict[str, dict[str, Any]]] = {}
     for result in results:
         for one in result["students"]:
-            if one["regime"] == "pool":
+            if one["regime"] == "pool" and one.get("task", "classification") == "classification":
                 sizes = by_seed.setdefault((one["set"], result["settings"]["first_seed"]), {})
                 sizes.setdefault(one["size"], one)
     found: dict[str, Panel] = {}
@@ -68,10 +68,15 @@ def _nll(kind: str, found: dict[str, Any]) -> float:
 
 
 def draw(found: Sequence[Panel], path: Path) -> None:
-    """Write an SVG with a panel for each set."""
+    """Write an SVG with a panel for each set, three beside each other."""
+    columns = min(3, len(found))
+    rows = -(-len(found) // columns)
     with rc_context({"svg.hashsalt": "frontier", "font.size": 9, "text.color": INK}):
-        figure = Figure(figsize=(4.2 * len(found), 3.6), layout="constrained", facecolor="white")
-        for axes, panel in zip(figure.subplots(1, len(found), squeeze=False)[0], found, strict=True):
+        figure = Figure(figsize=(4.2 * columns, 3.6 * rows), layout="constrained", facecolor="white")
+        places = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes in places[len(found) :]:
+            axes.set_axis_off()
+        for axes, panel in zip(places, found, strict=False):
             size, nll = panel.ensemble
             axes.axhline(nll, color=COLOURS["ensemble"], linewidth=0.8, linestyle="--")
             axes.plot(
@@ -87,7 +92,8 @@ def draw(found: Sequence[Panel], path: Path) -> None:
             axes.set_title(panel.name, fontsize=10)
             axes.set_xlabel("size")
             axes.spines[["top", "right"]].set_visible(False)
-        figure.axes[0].set_ylabel("NLL on test rows (lower is better)")
+        for axes in places[::columns]:
+            axes.set_ylabel("NLL on test rows (lower is better)")
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
         with atomic_path(path) as part:
