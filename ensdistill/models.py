@@ -370,12 +370,17 @@ def _edges(bins: int) -> Tensor:
 
 
 class BagOfNgrams(nn.Module):
-    """The mean of the embeddings of a text's n-grams, and fully connected layers: fastText's classifier.
+    """The sum of the embeddings of a text's n-grams by the square root of their number, and fully connected
+    layers.
+
+    fastText's classifier has the mean in place of this sum, TensorFlow calls them the combiners ``mean`` and
+    ``sqrtn``. By the mean, the vector of a long text is shorter than that of a short one, because n-grams
+    that do not matter average out; so the same evidence counts less in it.
 
     Parameters
     ----------
     buckets : int
-        The largest id; 0 fills texts up and has no part in the mean. See
+        The largest id; 0 fills texts up and has no part in the sum. See
         :class:`ensdistill.data.preprocess.HashedNgrams`.
     width : int
         Of an embedding.
@@ -384,7 +389,7 @@ class BagOfNgrams(nn.Module):
     outputs : int
         Classes.
     dropout : float
-        Dropout probability after the mean and after each hidden layer.
+        Dropout probability after the sum and after each hidden layer.
 
     References
     ----------
@@ -405,12 +410,16 @@ class BagOfNgrams(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.embedding = nn.EmbeddingBag(buckets + 1, width, mode="mean", padding_idx=0)
+        self.embeddings = nn.EmbeddingBag(buckets + 1, width, mode="sum", padding_idx=0)
+        with torch.no_grad():  # as fastText: n-grams that no training text has should weigh little
+            self.embeddings.weight[1:].uniform_(-1 / width, 1 / width)
         self.head = nn.Sequential(nn.Dropout(dropout), *_head(width, hidden, outputs, dropout, "relu"))
 
     def forward(self, ids: Tensor) -> Tensor:
         """Logits [N, outputs] for int64 ids [N, length]."""
-        out: Tensor = self.head(self.embedding(ids))
+        summed = self.embeddings(ids)
+        count = (ids > 0).sum(1, keepdim=True).clamp(min=1).to(summed.dtype)
+        out: Tensor = self.head(summed / count.sqrt())
         return out
 
 

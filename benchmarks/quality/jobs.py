@@ -46,8 +46,9 @@ _STUDENTS: dict[str, dict[str, Callable[[], nn.Module]]] = {  # by set, else by 
     "image": {"member": partial(CNN, channels=[16, 32], hidden=[64], activation="silu", pooling="average"),
               "tenth": partial(CNN, channels=[8, 16], activation="silu", pooling="average"),
               "least": partial(CNN, channels=[4, 8], activation="silu", pooling="average")},
-    "text": {"member": partial(BagOfNgrams, width=64, dropout=0.3), "tenth": partial(BagOfNgrams, width=6),
-             "least": partial(BagOfNgrams, width=2)},
+    "text": {"member": partial(BagOfNgrams, width=64, dropout=0.3),
+             "tenth": partial(BagOfNgrams, width=48, buckets=2048, dropout=0.3),
+             "least": partial(BagOfNgrams, width=16, buckets=1024)},
 }  # fmt: skip
 
 
@@ -144,6 +145,8 @@ def _sized(
     student: StudentConfig, size: str, model: Callable[[], nn.Module], steps: int | None
 ) -> StudentConfig:
     made = replace(student, model=model, description=f"{size}: {getattr(model, 'func', model).__name__}")
+    if (buckets := getattr(model, "keywords", {}).get("buckets")) is not None:
+        made = replace(made, preprocess=replace(student.preprocess, buckets=buckets))
     if steps is None:
         return made
     own, direct = (replace(one, steps=steps) for one in (made.optimization, made.baseline))

@@ -153,14 +153,15 @@ class Lesson:
 
 def lesson(case: Case, seed: int, split: Split, ensemble: Path) -> Lesson:
     """The rows and the student of a case's seed."""
-    members = Ensemble.load(ensemble, trusted=["ensdistill", "benchmarks"]).weighted()
+    case_config = config(case)
+    members = Ensemble.load(ensemble, trusted=RunFolder(case_config).trusted).weighted()
     rows = [split.labelled, *([split.pool] if len(split.pool) else [])]
     samples = whole(joined([part.inputs for part in rows]))
     if split.task == "classification":
         targets = np.asarray(members.predict_logits(samples), np.float32).mean(0)
     else:
         targets = (members.predict_proba if split.task == "multilabel" else members.predict)(samples)
-    settings = replace(config(case).distill.students["member"], variance=False)  # the loop has means alone
+    settings = replace(case_config.distill.students["member"], variance=False)  # the loop has means alone
     prepared = prepare_student(settings, split, seed)
     inputs, test = (
         part if prepared.preprocess is None else prepared.preprocess(part)

@@ -64,7 +64,7 @@ def defaults(samples: Any, labelled: int, pool: int = 0, labels: Labels = Labels
     Tables and arrays [N, F]: boosted trees, extremely randomised trees and three networks; synthetic rows
     by exchange with neighbours where the pool is small; a network with two hidden layers as the student.
     Images: convolution networks; few arrays are mixed and cut. Texts: linear models of
-    TF-IDF, and means of n-gram embeddings; synthetic texts of a beginning and an end where the pool is small.
+    TF-IDF, and sums of n-gram embeddings; synthetic texts of a beginning and an end where the pool is small.
     Several labels have an estimator for each. Numbers have regressors of the same kinds, whose networks, like
     the student, predict variances, too.
 
@@ -191,7 +191,7 @@ def _of_texts(labelled: int, pool: int, labels: Labels) -> Defaults:
         TorchMembers(
             partial(BagOfNgrams, width=64, dropout=0.3),
             2,
-            optimization=_network(labels),
+            optimization=replace(_network(labels), learning_rate=7e-4),  # docs/texts.md has the comparison
             way="one_by_one",  # torch has no batching rule for an embedding bag: a stack is five times slower
             preprocess=NGRAMS,
             variance=labels.task == "regression",

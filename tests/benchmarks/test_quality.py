@@ -358,6 +358,20 @@ def test_the_plain_loop_learns_means_alone(monkeypatch):
     assert one.targets.shape == (150, 1)
 
 
+def test_the_plain_loop_loads_the_benchmarks_own_networks(monkeypatch):
+    class Loaded(Exception):
+        pass
+
+    def load(_folder, trusted):
+        raise Loaded(trusted)
+
+    monkeypatch.setattr(peers.Ensemble, "load", load)
+    images = np.zeros((8, 1, 28, 28), np.float32), np.arange(8) % 2, ("a", "b")
+    monkeypatch.setattr(jobs, "content", lambda _: images)
+    with pytest.raises(Loaded, match=r"benchmarks\.quality\.lenet\.LeNet"):
+        peers.lesson(jobs.Case("fashion", "pool", 1, 0, Path("runs")), 0, None, Path("ensemble"))
+
+
 def test_other_tools_have_a_tables_strings_as_categories():
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame({"size": np.arange(6.0), "kind": ["x", "y", "x", "y", "z", "x"]})

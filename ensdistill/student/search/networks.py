@@ -115,7 +115,7 @@ class Cnn:
 
 
 class Ngrams:
-    """The mean of the embeddings of a text's n-grams."""
+    """Sums of the embeddings of a text's n-grams."""
 
     name = "ngrams"
 
@@ -129,9 +129,9 @@ class Ngrams:
                 f"{buckets}x{width}",
                 partial(BagOfNgrams, width=width),
                 preprocess={**NGRAMS, "init_args": {**NGRAMS["init_args"], "buckets": buckets}},  # type: ignore[dict-item]
-                rate=0.01,
+                rate=0.002,
             )
-            for buckets, width in ((2048, 8), (4096, 16), (16384, 32), (65536, 64))
+            for buckets, width in ((1024, 16), (2048, 32), (4096, 48), (16384, 64), (65536, 64))
         ]
 
 
