@@ -14,7 +14,7 @@ from torch import nn
 from benchmarks.quality.lenet import LeNet
 from benchmarks.quality.sets import SETS, Drawn, Regime, content
 from ensdistill.data.preprocess import power_scaler
-from ensdistill.data.tasks import has_gaps
+from ensdistill.data.tasks import has_gaps, rows_of_rarest
 from ensdistill.job import scheduler
 from ensdistill.job.config import Config, TeachersConfig
 from ensdistill.job.defaults import NETWORK, defaults
@@ -22,7 +22,7 @@ from ensdistill.job.evaluate import evaluate
 from ensdistill.job.kinds_of_labels import Labels
 from ensdistill.job.run_folder import RunFolder
 from ensdistill.job.student_config import StudentConfig
-from ensdistill.models import CNN, MLP, BagOfNgrams
+from ensdistill.models import CNN, MLP, BagOfNgrams, TabularMLP
 from ensdistill.report import write_report
 from ensdistill.report.results import SHARED_KINDS, RunResults
 from ensdistill.teachers.recipes import TorchMembers
@@ -40,9 +40,12 @@ _STUDENTS: dict[str, dict[str, Callable[[], nn.Module]]] = {  # by set, else by 
                "tenth": partial(MLP, hidden=[64] * 2, activation="silu"),
                "least": partial(MLP, hidden=[16], activation="silu")},
     "fashion": {"member": LeNet, "quarter": partial(LeNet, width=0.5), "least": partial(LeNet, width=0.25)},
-    "table": {"member": partial(MLP, hidden=[128] * 2, activation="silu"),
+    "array": {"member": partial(MLP, hidden=[128] * 2, activation="silu"),
               "tenth": partial(MLP, hidden=[32] * 2, activation="silu"),
               "least": partial(MLP, hidden=[8], activation="silu")},
+    "table": {"member": partial(TabularMLP, hidden=[128] * 2, activation="silu", numbers="piecewise", width=8),
+              "tenth": partial(TabularMLP, hidden=[32] * 2, activation="silu", numbers="piecewise", width=4),
+              "least": partial(TabularMLP, hidden=[8], activation="silu", numbers="piecewise", width=2)},
     "image": {"member": partial(CNN, channels=[16, 32], hidden=[64], activation="silu", pooling="average"),
               "tenth": partial(CNN, channels=[8, 16], activation="silu", pooling="average"),
               "least": partial(CNN, channels=[4, 8], activation="silu", pooling="average")},
@@ -100,7 +103,8 @@ def config(case: Case) -> Config:
     rows = case.rows
     samples, labels, _ = content(case.name)
     count = 1 if labels.ndim == 1 else labels.shape[1]
-    kind = Labels(SETS[case.name].task, count, has_gaps(labels))
+    rarest = round(rows_of_rarest(labels) * rows.labelled / len(labels))
+    kind = Labels(SETS[case.name].task, count, has_gaps(labels), rarest)
     made = defaults(samples[: 2 * rows.labelled], rows.labelled, rows.pool, kind)
     (student,) = made.distill.students.values()
     teachers = equal_networks(case) if case.name in _MEMBERS else made.teachers
@@ -133,7 +137,10 @@ def equal_networks(case: Case) -> TeachersConfig:
 
 def students(case: Case, default: StudentConfig) -> dict[str, StudentConfig]:
     """The case's students by name."""
-    models = _STUDENTS.get(case.name) or _STUDENTS[SETS[case.name].kind]
+    kind = SETS[case.name].kind
+    if kind == "table" and not hasattr(content(case.name)[0], "columns"):
+        kind = "array"
+    models = _STUDENTS.get(case.name) or _STUDENTS[kind]
     found = StudentConfig(keep=KEPT, description=f"the smallest that keeps {KEPT:.0%}")
     return {
         size: found if size == KEEP else _sized(default, size, models[size], case.steps)

@@ -57,6 +57,18 @@ def has_gaps(labels: np.ndarray) -> bool:
     return labels.dtype == np.int8 and bool((labels == UNKNOWN).any())
 
 
+def rows_of_rarest(labels: np.ndarray) -> int:
+    """Rows of the rarest class that occurs; 0 of other tasks and without a label.
+
+    >>> rows_of_rarest(np.array([0, 0, 2, 0, 2, UNLABELLED]))
+    2
+    """
+    if labels.ndim != 1:
+        return 0
+    counts = np.bincount(labels[labels != UNLABELLED])
+    return int(counts[counts > 0].min(initial=len(labels))) if counts.any() else 0
+
+
 def unlabelled_like(labels: np.ndarray) -> np.ndarray:
     """Labels of the same form, all unknown."""
     if labels.ndim == 1:

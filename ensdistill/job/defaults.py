@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 from sklearn.ensemble import (
@@ -25,13 +26,13 @@ from sklearn.preprocessing import StandardScaler
 
 from ensdistill.common.optimization import Optimization
 from ensdistill.common.optimizers import StudentOptimization
-from ensdistill.data.preprocess import HashedNgrams, power_scaler
+from ensdistill.data.preprocess import HashedNgrams, TableDefaults, power_scaler
 from ensdistill.data.samples import as_samples, form
 from ensdistill.data.transfer import CutMix, Exchange, Mixup, SpliceTexts, TransferSet
 from ensdistill.job.config import CacheConfig, DistillConfig, TeachersConfig
 from ensdistill.job.kinds_of_labels import Labels
 from ensdistill.job.student_config import StudentConfig
-from ensdistill.models import CNN, MLP, BagOfNgrams
+from ensdistill.models import CNN, MLP, BagOfNgrams, TabularMLP
 from ensdistill.student.automatic import DIRECT
 from ensdistill.teachers.recipes import Recipe, SklearnMembers, TorchMembers
 
@@ -41,6 +42,9 @@ NETWORKS = 3  # networks of one kind in the ensemble
 ROWS, IMAGES, TEXTS = (20, 5_000, 80_000), (12, 6_000, 12_000), (6, 2_000, 20_000)
 NUMBERS = 2**26  # in the made rows of a table, at most: 512 MiB of float64; wider tables get fewer rows
 FEW = 2_000  # images; more of them are better without made ones: docs/transfer.md has the comparison
+# Labelled rows from which boosting has more and larger trees and stops early, and those of the rarest class that
+# this needs. docs/numbers.md
+BOOSTED, RAREST = 10_000, 40
 MANY = 50_000  # labelled rows, beyond which leaves are larger: a forest would take gigabytes. docs/numbers.md
 # Steps, batch sizes and learning rates are auto: trainings find them by their rows. Members try more or less
 # regularisation first.
@@ -62,7 +66,8 @@ def defaults(samples: Any, labelled: int, pool: int = 0, labels: Labels = Labels
     """The settings for samples without settings of their own.
 
     Tables and arrays [N, F]: boosted trees, extremely randomised trees and three networks; synthetic rows
-    by exchange with neighbours where the pool is small; a network with two hidden layers as the student.
+    by exchange with neighbours where the pool is small; a network with two hidden layers as the student, of
+    tables with embeddings of their numbers where the package ``rtdl_num_embeddings`` is there.
     Images: convolution networks; few arrays are mixed and cut. Texts: linear models of
     TF-IDF, and sums of n-gram embeddings; synthetic texts of a beginning and an end where the pool is small.
     Several labels have an estimator for each. Numbers have regressors of the same kinds, whose networks, like
@@ -91,7 +96,8 @@ def defaults(samples: Any, labelled: int, pool: int = 0, labels: Labels = Labels
     about = form(samples)
     kind = about["kind"]
     if kind == "table":
-        return _of_numbers(len(about["columns"]), labelled, pool, "auto", labels)
+        made = _of_numbers(len(about["columns"]), labelled, pool, "auto", labels)
+        return made if find_spec("rtdl_num_embeddings") is None else _embedded(made)
     if kind == "text":
         return _of_texts(labelled, pool, labels)
     shape = samples[:1].shape[1:] if kind in ("array", "tensor") else ()
@@ -111,17 +117,30 @@ def scaler_of(samples: Any) -> Any:
     return StandardScaler() if str(samples[:1].dtype).endswith("float16") else power_scaler()
 
 
+def _embedded(made: Defaults) -> Defaults:
+    """With a student of embedded numbers: docs/numbers.md has the comparison."""
+    model = partial(TabularMLP, hidden=[128, 128], activation="silu", numbers="piecewise", width=8)
+    (student,) = made.distill.students.values()
+    student = replace(student, model=model, preprocess=TableDefaults(codes=8))
+    return replace(made, distill=replace(made.distill, students={"student": student}))
+
+
 def _of_numbers(columns: int, labelled: int, pool: int, preprocess: Any, labels: Labels) -> Defaults:
     factor, least, most = ROWS
     made = _lacking(labelled, pool, factor, least, max(least, min(most, NUMBERS // max(1, columns))))
     synthetic = [Exchange(rows=made)] if made else []  # docs/transfer.md has the comparison
-    boosting = {  # docs/numbers.md has the comparison
+    boosting: dict[str, Any] = {  # docs/numbers.md has the comparison
         "learning_rate": 0.05,
         "max_iter": 150,
         "max_leaf_nodes": 15,
         "l2_regularization": 1.0,
         "max_features": 0.5,
     }
+    if labelled >= BOOSTED:
+        if labels.task == "regression" or labels.rarest >= RAREST:
+            boosting |= {"max_iter": 1000, "max_leaf_nodes": 63, "early_stopping": True}
+        else:  # scikit-learn stops early by the number of rows, and fails at a class or label of one row
+            boosting["early_stopping"] = False
     forest = {"n_estimators": 200, "min_samples_leaf": 5 if labelled > MANY else 2}
     estimators: dict[str, Any] = {
         "boosting": _each(HistGradientBoostingClassifier(**boosting), labels),

@@ -18,8 +18,11 @@ class Labels:
         Labels, or numbers, of a row.
     gaps : bool
         Whether some labels of a row are unknown, which most estimators do not take.
+    rarest : int
+        Labelled rows of the rarest class, 0 where they are not known.
     """
 
     task: Task = "classification"
     count: int = 1
     gaps: bool = False
+    rarest: int = 0

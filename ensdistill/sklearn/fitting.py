@@ -19,7 +19,7 @@ from ensdistill.cache.floors import TEMPERATURE
 from ensdistill.common.optimization import Optimization
 from ensdistill.data import Rows, Split
 from ensdistill.data.samples import form
-from ensdistill.data.tasks import has_gaps
+from ensdistill.data.tasks import has_gaps, rows_of_rarest
 from ensdistill.data.transfer import TransferSet
 from ensdistill.job.defaults import Defaults, defaults, scaler_of
 from ensdistill.job.kinds_of_labels import Labels
@@ -274,7 +274,8 @@ def _transfer(synthetic: Any, default: Defaults | None, split: Split) -> Transfe
 
 def _defaults(split: Split) -> Defaults | None:
     """The defaults for the samples, None where there are none; arrays may have gaps, which are filled."""
-    labels = Labels(split.task, len(split.classes), has_gaps(split.labelled.labels))
+    given = split.labelled.labels
+    labels = Labels(split.task, len(split.classes), has_gaps(given), rows_of_rarest(given))
     try:
         found = defaults(split.labelled.inputs, len(split.labelled), len(split.pool), labels)
     except TypeError:

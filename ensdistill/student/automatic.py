@@ -48,7 +48,7 @@ SHARE, SHORTEST, FROM = 0.015, 64, 1000
 FACTOR, FIRST, TRIALS = math.sqrt(10), 10.0, 7
 LONGER = {"targets": 0.4, "labels": 1.0}  # times the best rate of the short trainings
 # A short training meets most n-grams once or never, so high rates are best there, by which a long one learns
-# its targets by heart: docs/texts.md has the comparison. On labels the folds of direct choose.
+# its rows by heart: docs/texts.md has the comparison.
 RARE = 0.1
 SMALL = 50_000  # parameters up to which a model is small
 HELD_OUT, HELD_SHARE, FEWEST = 2000, 0.2, 50
@@ -318,7 +318,7 @@ def _tried(trainer: StudentTrainer, training: Training, trial: Trial, found: Aut
         return tried[rate]
 
     factor = LONGER["labels" if training.targets is None else "targets"]
-    if training.targets is not None and _is_bag(_built(training)):
+    if _is_bag(_built(training)):
         factor *= RARE
     rate = float(f"{factor * _lowest(score, found.learning_rate, TRIALS):.2g}")
     return replace(found, learning_rate=rate, tried=tuple(tried.items()), metric=metric, trial_steps=steps)

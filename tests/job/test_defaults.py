@@ -7,13 +7,15 @@ import pandas as pd
 import pytest
 
 from ensdistill.data import Rows, Split
+from ensdistill.data.preprocess import TableDefaults
 from ensdistill.data.transfer import CutMix, Exchange, Mixup, SpliceTexts
 from ensdistill.job.check import check_job
 from ensdistill.job.config import Config
 from ensdistill.job.defaults import defaults
 from ensdistill.job.kinds_of_labels import Labels
 from ensdistill.job.run_folder import RunFolder
-from ensdistill.teachers.recipes import TorchMembers
+from ensdistill.models import MLP, TabularMLP
+from ensdistill.teachers.recipes import SklearnMembers, TorchMembers
 
 GENERATOR = np.random.default_rng(0)
 LABELS = np.arange(90, dtype=np.int64) % 3
@@ -86,6 +88,24 @@ def test_networks_of_numbers_predict_variances_and_are_not_smoothed(kind: str, t
     assert not any(one.variance for one in plain.distill.students.values())
 
 
+def boosting_of(labelled: int, labels: Labels) -> dict[str, Any]:
+    recipe = defaults(SAMPLES["array"], labelled, 0, labels).teachers.members[0]
+    assert isinstance(recipe, SklearnMembers)
+    own = getattr(recipe.estimator, "estimator", recipe.estimator)
+    return {name: own.get_params()[name] for name in ("max_iter", "early_stopping")}
+
+
+def test_boosting_of_many_rows_stops_early_where_no_class_is_rare() -> None:
+    many = {"max_iter": 1000, "early_stopping": True}
+    assert boosting_of(10_000, Labels(rarest=40)) == many
+    assert boosting_of(10_000, Labels("regression", 1)) == many
+    few = {"max_iter": 150, "early_stopping": False}
+    assert boosting_of(60_000, Labels(rarest=39)) == few
+    assert boosting_of(60_000, Labels()) == few
+    assert boosting_of(60_000, Labels("multilabel", 3)) == few
+    assert boosting_of(9_999, Labels(rarest=40))["max_iter"] == 150
+
+
 def test_a_large_pool_needs_no_synthetic_rows() -> None:
     assert defaults(SAMPLES["array"], 60, 80_000).cache.transfer.synthetic == []
     for rows, pool, made in ((60, 0, 5000), (60, 600, 12_600), (1001, 0, 20_020), (1000, 12_000, 68_000)):
@@ -116,9 +136,26 @@ def test_trainings_find_their_numbers_by_themselves(kind: str) -> None:
     made = defaults(SAMPLES[kind], 60, 15)
     student = made.distill.students["student"]
     networks = [one for one in made.teachers.members if isinstance(one, TorchMembers)]
-    for optimization in (student.optimization, student.baseline, *[one.optimization for one in networks]):
+    for optimization in (student.optimization, student.baseline):
         assert optimization.automatic == ("steps", "batch_size", "learning_rate")
+    # Bags of n-grams on few labels need a lower rate: docs/texts.md.
+    rate = () if kind == "texts" else ("learning_rate",)
+    for one in networks:
+        assert one.optimization.automatic == ("steps", "batch_size", *rate)
     assert networks
+
+
+def test_students_of_tables_embed_their_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def model_of(kind: str) -> Any:
+        (student,) = defaults(SAMPLES[kind], 60, 15).distill.students.values()
+        return student.network.func, student.preprocess
+
+    model, preprocess = model_of("table")
+    assert model is TabularMLP
+    assert preprocess == TableDefaults(codes=8)
+    assert model_of("array")[0] is MLP
+    monkeypatch.setattr("ensdistill.job.defaults.find_spec", lambda name: None)
+    assert model_of("table") == (MLP, "auto")
 
 
 def test_forests_of_many_rows_have_larger_leaves() -> None:

@@ -107,7 +107,8 @@ def settings_of(found: Found, short: tuple[str, ...] = ()) -> tuple[dict[str, An
     from ensdistill.common.as_settings import group_settings
     from ensdistill.job.defaults import defaults
 
-    made = defaults(found.samples, found.labelled, found.unlabelled, found.labels)
+    labels = replace(found.labels, rarest=found.rarest)
+    made = defaults(found.samples, found.labelled, found.unlabelled, labels)
     most = max(2, found.rarest)  # folds that hold every class
     teachers = group_settings(replace(made.teachers, folds=min(made.teachers.folds, most)), short)
     students = {name: replace(s, description=_in_words(s)) for name, s in made.distill.students.items()}
