@@ -42,8 +42,8 @@ NETWORKS = 3  # networks of one kind in the ensemble
 ROWS, IMAGES, TEXTS = (20, 5_000, 80_000), (12, 6_000, 12_000), (6, 2_000, 20_000)
 NUMBERS = 2**26  # in the made rows of a table, at most: 512 MiB of float64; wider tables get fewer rows
 FEW = 2_000  # images; more of them are better without made ones: docs/transfer.md has the comparison
-# Labelled rows from which boosting has more and larger trees and stops early, and those of the rarest class that
-# this needs. docs/numbers.md
+# Labelled rows from which boosting has more and larger trees and stops early, and those of the rarest class
+# that this needs. docs/numbers.md
 BOOSTED, RAREST = 10_000, 40
 MANY = 50_000  # labelled rows, beyond which leaves are larger: a forest would take gigabytes. docs/numbers.md
 # Steps, batch sizes and learning rates are auto: trainings find them by their rows. Members try more or less
