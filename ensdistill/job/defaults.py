@@ -137,7 +137,7 @@ def _of_numbers(columns: int, labelled: int, pool: int, preprocess: Any, labels:
         "max_features": 0.5,
     }
     if labelled >= BOOSTED:
-        if labels.task == "regression" or labels.rarest >= RAREST:
+        if labels.task == "regression" or (labels.task == "classification" and labels.rarest >= RAREST):
             boosting |= {"max_iter": 1000, "max_leaf_nodes": 63, "early_stopping": True}
         else:  # scikit-learn stops early by the number of rows, and fails at a class or label of one row
             boosting["early_stopping"] = False

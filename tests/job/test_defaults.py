@@ -103,6 +103,7 @@ def test_boosting_of_many_rows_stops_early_where_no_class_is_rare() -> None:
     assert boosting_of(60_000, Labels(rarest=39)) == few
     assert boosting_of(60_000, Labels()) == few
     assert boosting_of(60_000, Labels("multilabel", 3)) == few
+    assert boosting_of(60_000, Labels("multilabel", 3, rarest=60_000)) == few
     assert boosting_of(9_999, Labels(rarest=40))["max_iter"] == 150
 
 
