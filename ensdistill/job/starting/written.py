@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+SHORT = 80  # characters of a class and its arguments that stand on one line
 COMMENTS = {
     "teachers": "The ensemble. `ensdistill run --teachers.members.help` lists kinds of members. For a table "
     "`members: auto` makes a larger ensemble within a budget.",
@@ -19,6 +20,16 @@ EXISTING = (
     "The members exist already. Where none of them learned from the labelled rows, add held_out: true "
     "to each: then temperatures and weights are fitted to these rows."
 )
+
+
+class _Short(yaml.SafeDumper):
+    """A class of a few plain arguments on one line, as a person would write it."""
+
+    def represent_mapping(self, tag: str, mapping: Any, flow_style: bool | None = None) -> yaml.MappingNode:
+        node = super().represent_mapping(tag, mapping, flow_style)
+        if "class_path" in mapping and len(str(mapping)) <= SHORT:
+            node.flow_style = True
+        return node
 
 
 def written(settings: dict[str, Any], facts: Sequence[tuple[str, str]], head: Sequence[str]) -> str:
@@ -47,8 +58,13 @@ def written(settings: dict[str, Any], facts: Sequence[tuple[str, str]], head: Se
         elif name in comments:
             lines += ["", f"# {wide}"]
         lines.append(
-            yaml.safe_dump(
-                {name: value}, sort_keys=False, default_flow_style=flow, width=96, allow_unicode=True
+            yaml.dump(
+                {name: value},
+                Dumper=_Short,
+                sort_keys=False,
+                default_flow_style=flow,
+                width=96,
+                allow_unicode=True,
             ).rstrip()
         )
     return "\n".join(lines) + "\n"
