@@ -86,6 +86,7 @@ def check_names(words: Iterable[str], data_options: Iterable[str]) -> None:
     for name in (key.partition(".")[0].rstrip("+") for key in given.texts):
         if name not in known:
             hint = nearest(f"--{name}", [*data_options, *(f"--{one}" for one in known)])
+            hint = _of_student(name) or hint
             raise WrongArgument(f"--{name}: there is no such setting; known: {', '.join(known)}.{hint}")
 
 
@@ -259,6 +260,15 @@ def _inner(error: Any) -> list[Any]:
     return [fault for fault in found if fault["type"] != "one_of" or not has_inner(fault)]
 
 
+def _of_student(*keys: str) -> str:
+    """Where a setting of students stands, if it was given as one of the whole job's."""
+    from ensdistill.cli.classes import parameters
+    from ensdistill.job.student_config import StudentConfig
+
+    known = len(keys) == 1 and keys[0] in parameters(StudentConfig)
+    return f" It is a student's: distill.students.NAME.{keys[0]}" if known else ""
+
+
 def _short(keys: Iterable[object]) -> str:
     """A setting's dotted name without its init_args."""
     return ".".join(str(key) for key in keys if key != "init_args")
@@ -275,7 +285,7 @@ def _sentence(fault: Any, overridden: Iterable[str]) -> str:
     at = f"{'--' * dashed}{'.'.join(keys) or 'CONFIG'}"
     if fault["type"] == "fault":
         hint = nearest(keys[-1], names, at[: -len(keys[-1])] if dashed else "") if names else ""
-        return f"{at}: {fault['msg']}{hint}"
+        return f"{at}: {fault['msg']}{_of_student(*keys) or hint}"
     if fault["type"] == "missing":
         return f"{at}: expected a value, because it has no default; got nothing"
     got = "nothing" if fault["input"] is None else repr(fault["input"])

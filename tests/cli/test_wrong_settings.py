@@ -52,6 +52,7 @@ SMALL, MEMBER = "distill.students.small", "teachers.members.0.init_args"
         ),
         ({}, ["--distill.loss.temprature=2"], "Did you mean '--distill.loss.temperature'?"),
         ({}, ["--sedes", "2"], "Did you mean '--seeds'?"),
+        ({}, ["--keep", "0.9"], "It is a student's: distill.students.NAME.keep"),
         ({}, ["--distil.temperature", "2"], "Did you mean '--distill'?"),
         ({}, ["--data.labeled", "30"], "Did you mean '--data.init_args.labelled'?"),
         ({"sedes": 2}, ["--print_config"], "Did you mean 'seeds'?"),
