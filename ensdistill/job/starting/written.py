@@ -23,12 +23,14 @@ EXISTING = (
 
 
 class _Short(yaml.SafeDumper):
-    """A class of a few plain arguments on one line, as a person would write it."""
+    """A class with few arguments on one line, or else its arguments, as a person would write them."""
 
     def represent_mapping(self, tag: str, mapping: Any, flow_style: bool | None = None) -> yaml.MappingNode:
         node = super().represent_mapping(tag, mapping, flow_style)
         if "class_path" in mapping and len(str(mapping)) <= SHORT:
             node.flow_style = True
+        elif "init_args" in mapping and len(str(mapping["init_args"])) <= SHORT:
+            next(value for key, value in node.value if key.value == "init_args").flow_style = True
         return node
 
 
