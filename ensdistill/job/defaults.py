@@ -39,7 +39,7 @@ from ensdistill.teachers.recipes import Recipe, SklearnMembers, TorchMembers
 NETWORKS = 3  # networks of one kind in the ensemble
 # Unlabelled samples beside the labelled ones: so many for each real one, at least, at most. Those that the
 # pool lacks are made. Members take longer for a text than for a row of numbers.
-ROWS, IMAGES, TEXTS = (20, 5_000, 80_000), (12, 6_000, 12_000), (6, 2_000, 20_000)
+ROWS, IMAGES, TEXTS = (20, 5_000, 80_000), (12, 6_000, 12_000), (12, 2_000, 60_000)
 NUMBERS = 2**26  # in the made rows of a table, at most: 512 MiB of float64; wider tables get fewer rows
 FEW = 2_000  # images; more of them are better without made ones: docs/transfer.md has the comparison
 # Labelled rows from which boosting has more and larger trees and stops early, and those of the rarest class

@@ -118,7 +118,7 @@ def test_a_large_pool_needs_no_synthetic_rows() -> None:
     for kind, pool in (("image array", 1940), ("images", 0)):
         assert defaults(SAMPLES[kind], 60, pool).cache.transfer.synthetic == []
     assert defaults(SAMPLES["texts"], 60, 240).cache.transfer.synthetic == []
-    for rows, made in ((60, 2000), (1001, 6006), (14_000, 20_000)):
+    for rows, made in ((60, 2000), (1001, 12_012), (14_000, 60_000)):
         assert defaults(SAMPLES["texts"], rows).cache.transfer.synthetic == [SpliceTexts(rows=made)]
 
 
