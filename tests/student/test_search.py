@@ -288,12 +288,17 @@ def test_the_chosen_student_is_trained_as_long_as_one_without_a_search(material)
         {"given": (material.rows, material.cache)}, material.validation, material.probabilities, None, 0
     )
     built = Builder(material.rows.inputs, 10, 0)(Tiny().candidates(known.about)[0])
-    space = known.space(built.candidate, "student", 96)
-    values = space.defaults() | {"rate": 0.01, "batch": 64}
+    space = known.space(built.candidate, "student", 1008)
+    values = space.defaults() | {"rate": 0.01, "batch": 64, "temperature": 4.0, "alpha": 0.6, "dropout": 0.2}
     tried, longer = (section_of(built, space, values, rows)["optimization"] for rows in (None, material.rows))
-    assert (tried["steps"], tried["learning_rate"]) == (96, 0.01)
-    assert (longer["steps"], longer["learning_rate"]) == (2016, 0.0051)  # 0.4 for 67 times the steps
+    assert (tried["steps"], tried["learning_rate"]) == (1008, 0.01)
+    assert (longer["steps"], longer["learning_rate"]) == (2016, 0.0086)  # 0.4 for 67 times the steps
     assert tried["batch_size"] == longer["batch_size"] == 64
+    # A trial of a twentieth decides on the size alone.
+    short = section_of(built, known.space(built.candidate, "student", 96), values, material.rows)
+    assert {short["optimization"][name] for name in ("steps", "batch_size", "learning_rate")} == {"auto"}
+    assert short["loss"] == {"temperature": 1.0, "alpha": 1.0}
+    assert short["model"]["init_args"] == {"hidden": [4]}
 
 
 def test_the_found_student_has_its_trials_loss_whatever_loss_the_job_has(material):

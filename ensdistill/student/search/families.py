@@ -66,7 +66,8 @@ class Candidate:
         Unique in its family, such as ``64-64``.
     model : callable, optional
         A module class, or ``functools.partial`` of one with plain arguments. ``inputs``, ``outputs``,
-        ``image``, ``buckets``, ... are completed from the data.
+        ``image``, ``buckets``, ... are completed from the data. Its ``dropout`` is that of a student's first
+        trial.
     estimator : mapping, optional
         In place of a model: ``class_path`` and ``init_args`` of a booster.
     preprocess : dict, str or None

@@ -14,6 +14,9 @@ from ensdistill.student.automatic import DIRECT, lengthened, usual_steps
 from ensdistill.student.search.build import Built, estimator_setting
 from ensdistill.student.search.space import Space
 
+SHORT = 0.25  # of the usual steps: settings of shorter trials are not those of a whole training
+OF_RESULT = ("variance", "mixture")  # settings of what is learned, which hold for any length
+
 
 def section_of(
     built: Built,
@@ -24,8 +27,11 @@ def section_of(
     """The section of one student.
 
     A search has minutes for many trainings. The one student that was chosen is trained for as long as one
-    without a search, if that is longer. Its *direct* is that of a student without a search: it was stronger
-    on four of five sets than one by the settings of the search's direct trials, in a fifth of the time.
+    without a search, if that is longer. Where its trial was much shorter, the size is the search's, and the
+    other settings are those of a student without a search: a short training is best with labels in its
+    loss, dropout and rates that hold a long one back. Its *direct* is that of a student without a search: it
+    was stronger on four of five sets than one by the settings of the search's direct trials, in a fifth of
+    the time.
 
     Parameters
     ----------
@@ -38,21 +44,29 @@ def section_of(
         From which the student learns; by default its training has the length of its trial.
     """
     own, candidate = dict(values), built.candidate
+    optimization = None if candidate.estimator is not None else space.optimization(own)
+    if optimization is not None and rows is not None:
+        model, size = built.factory(own)(), optimization.batch_size
+        usual = usual_steps(model, rows, built.preprocess, size)
+        if optimization.steps < SHORT * usual:
+            own |= {name: value for name, value in space.defaults().items() if name not in OF_RESULT}
+            optimization = StudentOptimization()
+        else:
+            optimization = lengthened(optimization, usual)
     loss = space.loss(own)
     found: dict[str, Any] = {"description": candidate.key}
-    if candidate.estimator is not None:
+    if optimization is None:
+        assert candidate.estimator is not None
         found["estimator"] = estimator_setting(candidate.estimator, own)
         found["preprocess"] = candidate.preprocess
     else:
         assert candidate.model is not None
         recipe = module_recipe(candidate.model)
         assert recipe is not None
-        dropout = {"dropout": own["dropout"]} if own.get("dropout") else {}
-        optimization = space.optimization(own)
-        if rows is not None:
-            model, size = built.factory(own)(), optimization.batch_size
-            optimization = lengthened(optimization, usual_steps(model, rows, built.preprocess, size))
-        found["model"] = {"class_path": recipe["class_path"], "init_args": recipe["init_args"] | dropout}
+        arguments = dict(recipe["init_args"])
+        if own.get("dropout") or "dropout" in arguments:
+            arguments["dropout"] = own["dropout"]
+        found["model"] = {"class_path": recipe["class_path"], "init_args": arguments}
         found["preprocess"] = candidate.preprocess
         if own.get("variance"):
             found["variance"] = True

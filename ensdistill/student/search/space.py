@@ -17,6 +17,7 @@ Role = Literal["student", "direct"]
 ROLES: tuple[Role, ...] = ("direct", "student")
 BATCHES = (64, 128, 256, 512)
 TEMPERATURES = (1.0, 2.0, 4.0)
+DROPOUTS = (0.0, 0.1, 0.2, 0.4)
 # In ordinary trainings; the student's are given (finals.py).
 LENGTHS: dict[Role, tuple[float, float]] = {"direct": (0.25, 2.0), "student": (1 / 64, 128.0)}
 # AdamW multiplies the parameters by 1 - learning rate · weight decay in every step; beyond this the decay
@@ -81,7 +82,8 @@ class Space:
             "average": "none",
         }
         if self.dropout:
-            found["dropout"] = 0.2 if direct else 0.0
+            given = getattr(self.candidate.model, "keywords", {}).get("dropout", 0.0)
+            found["dropout"] = 0.2 if direct else given
         if self.variances:
             found["variance"] = True
         return found | self._targets()
@@ -117,7 +119,7 @@ class Space:
                 "average": trial.suggest_categorical("average", ("none", "0.998")),
             }
         if "dropout" in first:
-            found["dropout"] = trial.suggest_categorical("dropout", (0.0, 0.1, 0.2, 0.4))
+            found["dropout"] = trial.suggest_categorical("dropout", sorted({*DROPOUTS, first["dropout"]}))
         if "variance" in first:
             found["variance"] = trial.suggest_categorical("variance", (True, False))
         if "smoothing" in first:
