@@ -42,9 +42,9 @@ NETWORKS = 3  # networks of one kind in the ensemble
 ROWS, IMAGES, TEXTS = (20, 5_000, 80_000), (12, 6_000, 12_000), (12, 2_000, 60_000)
 NUMBERS = 2**26  # in the made rows of a table, at most: 512 MiB of float64; wider tables get fewer rows
 FEW = 2_000  # images; more of them are better without made ones: docs/transfer.md has the comparison
-# Labelled rows from which boosting has more and larger trees and stops early, and those of the rarest class
-# that this needs. docs/numbers.md
-BOOSTED, RAREST = 10_000, 40
+# Labelled rows from which boosting has more and larger trees and stops early, networks have larger batches,
+# and three folds are enough; and those of the rarest class that stopping early needs. docs/numbers.md
+SEVERAL, RAREST, BATCH, FOLDS = 10_000, 40, 256, 3
 MANY = 50_000  # labelled rows, beyond which leaves are larger: a forest would take gigabytes. docs/numbers.md
 # Steps, batch sizes and learning rates are auto: trainings find them by their rows. Members try more or less
 # regularisation first.
@@ -66,8 +66,8 @@ def defaults(samples: Any, labelled: int, pool: int = 0, labels: Labels = Labels
     """The settings for samples without settings of their own.
 
     Tables and arrays [N, F]: boosted trees, extremely randomised trees and three networks; synthetic rows
-    by exchange with neighbours where the pool is small; a network with two hidden layers as the student, of
-    tables with embeddings of their numbers where the package ``rtdl_num_embeddings`` is there.
+    by exchange with neighbours where the pool is small; a network with two hidden layers as the student.
+    Networks on tables have embeddings of their numbers where the package ``rtdl_num_embeddings`` is there.
     Images: convolution networks; few arrays are mixed and cut. Texts: linear models of
     TF-IDF, and sums of n-gram embeddings; synthetic texts of a beginning and an end where the pool is small.
     Several labels have an estimator for each. Numbers have regressors of the same kinds, whose networks, like
@@ -118,11 +118,19 @@ def scaler_of(samples: Any) -> Any:
 
 
 def _embedded(made: Defaults) -> Defaults:
-    """With a student of embedded numbers: docs/numbers.md has the comparison."""
-    model = partial(TabularMLP, hidden=[128, 128], activation="silu", numbers="piecewise", width=8)
+    """With networks of embedded numbers as members and as student: docs/numbers.md has the comparison."""
+    network = partial(TabularMLP, hidden=[128, 128], numbers="piecewise", width=8)
+    preprocess = TableDefaults(codes=8)
+    *trees, networks = made.teachers.recipes
+    assert isinstance(networks, TorchMembers)
+    members = [*trees, replace(networks, model=partial(network, dropout=0.2), preprocess=preprocess)]
     (student,) = made.distill.students.values()
-    student = replace(student, model=model, preprocess=TableDefaults(codes=8))
-    return replace(made, distill=replace(made.distill, students={"student": student}))
+    student = replace(student, model=partial(network, activation="silu"), preprocess=preprocess)
+    return replace(
+        made,
+        teachers=replace(made.teachers, members=members),
+        distill=replace(made.distill, students={"student": student}),
+    )
 
 
 def _of_numbers(columns: int, labelled: int, pool: int, preprocess: Any, labels: Labels) -> Defaults:
@@ -136,7 +144,9 @@ def _of_numbers(columns: int, labelled: int, pool: int, preprocess: Any, labels:
         "l2_regularization": 1.0,
         "max_features": 0.5,
     }
-    if labelled >= BOOSTED:
+    optimization = _network(labels)
+    if labelled >= SEVERAL:
+        optimization = replace(optimization, batch_size=BATCH)
         if labels.task == "regression" or (labels.task == "classification" and labels.rarest >= RAREST):
             boosting |= {"max_iter": 1000, "max_leaf_nodes": 63, "early_stopping": True}
         else:  # scikit-learn stops early by the number of rows, and fails at a class or label of one row
@@ -158,7 +168,7 @@ def _of_numbers(columns: int, labelled: int, pool: int, preprocess: Any, labels:
         TorchMembers(
             partial(MLP, hidden=[256, 256], dropout=0.2),
             NETWORKS,
-            optimization=_network(labels),
+            optimization=optimization,
             preprocess=preprocess,
             variance=labels.task == "regression",
             tune=True,
@@ -166,8 +176,9 @@ def _of_numbers(columns: int, labelled: int, pool: int, preprocess: Any, labels:
     ]
     student = partial(MLP, hidden=[128, 128], activation="silu")
     made_of = _job(members, synthetic, student, preprocess, labels)
+    folds = FOLDS if labelled >= SEVERAL else made_of.teachers.folds
     # Trees and networks are unequal: docs/teachers.md has the comparison.
-    return replace(made_of, teachers=replace(made_of.teachers, select=True))
+    return replace(made_of, teachers=replace(made_of.teachers, select=True, folds=folds))
 
 
 def _network(labels: Labels) -> Optimization:

@@ -60,7 +60,8 @@ class Rule:
 
     Parameters
     ----------
-    batch : int
+    batches : tuple of int
+        Sizes of a batch, the smallest first.
     epochs : int
         Passes over the rows, within ``least`` and ``most`` steps.
     least, most : int
@@ -71,7 +72,7 @@ class Rule:
         Epochs that large models make in any case.
     """
 
-    batch: int
+    batches: tuple[int, ...]
     epochs: int
     least: int
     most: int
@@ -84,13 +85,34 @@ class Rule:
         steps = min(wanted, max(self.operations / work, self.few * rows / size, 96))
         return 32 * math.ceil(steps / 32)
 
+    def batch(self, rows: int, work: Callable[[int], float]) -> int:
+        """The smallest size with which a training makes its epochs, or else the one that makes the most.
+
+        Parameters
+        ----------
+        rows : int
+        work : callable
+            Returns the operations of a step with batches of a size.
+
+        Examples
+        --------
+        >>> [LABELS.batch(rows, lambda size: 1e5 * size) for rows in (3000, 7000, 10**6)]
+        [64, 128, 256]
+        """
+
+        def epochs(size: int) -> int:
+            return min(self.epochs, round(self.steps(rows, size, work(size)) * size / rows))
+
+        return max(self.batches, key=lambda size: (epochs(size), -size))
+
 
 # Soft targets are hard to overfit, so a student makes many epochs. The steps on labels are the longest of
-# those among which held-out rows choose; augmented rows differ in each epoch, so they make ten times as many.
-TARGETS = Rule(batch=256, epochs=60, least=2000, most=25_000, operations=1e12, few=5)
+# those among which held-out rows choose. More rows have larger batches, with which they make enough epochs:
+# docs/numbers.md has the comparison. Augmented rows differ in each epoch, so they make ten times as many.
+TARGETS = Rule(batches=(256,), epochs=60, least=2000, most=25_000, operations=1e12, few=5)
 DIRECT = StudentOptimization(weight_decay=0.05)  # where the settings name none; its folds try more and less
-LABELS = Rule(batch=64, epochs=100, least=1000, most=6000, operations=1e11, few=10)
-AUGMENTED = replace(LABELS, epochs=1000)
+LABELS = Rule(batches=(64, 128, 256), epochs=100, least=1000, most=6000, operations=2e11, few=10)
+AUGMENTED = replace(LABELS, batches=(64,), epochs=1000, operations=1e11)
 Kind = TypeVar("Kind", bound=Optimization)
 Trial = Callable[["StudentTrainer", Rows, Validation, "Progress | None"], "Trained"]
 
@@ -198,7 +220,10 @@ def by_rule(trainer: StudentTrainer, training: Training, count: int = 1) -> Auto
     if size == AUTO:
         whole = count * student_settings(asked).accumulate  # each process divides its share into parts
         quarter = max(16, len(training.rows) // 32 * 8)  # of few rows, in whole vectors of eight
-        size = whole * -(-min(rule.batch, quarter) // whole)
+        wanted = rule.batches[0]
+        if len(rule.batches) > 1:
+            wanted = rule.batch(len(training.rows), work_of(model, training.rows, training.preprocess))
+        size = whole * -(-min(wanted, quarter) // whole)
     steps = asked.steps
     if steps == AUTO:
         steps = usual_steps(model, training.rows, training.preprocess, size, rule)
@@ -227,14 +252,15 @@ def usual_steps(
     model: nn.Module, rows: Rows, preprocess: Preprocess | None, size: int, rule: Rule | None = None
 ) -> int:
     """Steps of a training by a rule, by default that of trainings on targets, in batches of ``size``."""
+    return (rule or TARGETS).steps(len(rows), size, work_of(model, rows, preprocess)(size))
+
+
+def work_of(model: nn.Module, rows: Rows, preprocess: Preprocess | None) -> Callable[[int], float]:
+    """The operations of a training step with batches of a size."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):  # dropout draws random numbers
-        work = (
-            size * 3 * _operations(model, rows, preprocess)
-            + PER_PARAMETER * trained_parameters(model)
-            + PER_STEP
-        )
-    return (rule or TARGETS).steps(len(rows), size, work)
+        row = 3 * _operations(model, rows, preprocess)
+    return lambda size: size * row + PER_PARAMETER * trained_parameters(model) + PER_STEP
 
 
 def lengthened(optimization: Kind, steps: int) -> Kind:

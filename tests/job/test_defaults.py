@@ -146,17 +146,24 @@ def test_trainings_find_their_numbers_by_themselves(kind: str) -> None:
     assert networks
 
 
-def test_students_of_tables_embed_their_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    def model_of(kind: str) -> Any:
-        (student,) = defaults(SAMPLES[kind], 60, 15).distill.students.values()
-        return student.network.func, student.preprocess
+def test_networks_on_tables_embed_their_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def models_of(kind: str) -> list[Any]:
+        made = defaults(SAMPLES[kind], 60, 15)
+        (student,), member = made.distill.students.values(), made.teachers.recipes[-1]
+        return [(one.model.func, one.preprocess) for one in (student, member)]
 
-    model, preprocess = model_of("table")
-    assert model is TabularMLP
-    assert preprocess == TableDefaults(codes=8)
-    assert model_of("array")[0] is MLP
+    assert models_of("table") == 2 * [(TabularMLP, TableDefaults(codes=8))]
+    assert models_of("array")[0][0] is MLP
     monkeypatch.setattr("ensdistill.job.defaults.find_spec", lambda name: None)
-    assert model_of("table") == (MLP, "auto")
+    assert models_of("table") == 2 * [(MLP, "auto")]
+
+
+def test_networks_on_many_rows_have_larger_batches_and_three_folds() -> None:
+    def found(labelled: int) -> tuple[Any, int]:
+        teachers = defaults(SAMPLES["table"], labelled).teachers
+        return teachers.recipes[-1].optimization.batch_size, teachers.folds
+
+    assert (found(9999), found(10_000)) == (("auto", 5), (256, 3))
 
 
 def test_forests_of_many_rows_have_larger_leaves() -> None:

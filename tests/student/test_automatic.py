@@ -73,7 +73,16 @@ def test_batches_are_a_quarter_of_few_rows_and_can_be_divided(cache):
 
     assert [size(), size(accumulate=3), size(batch_size=7)] == [32, 33, 7]
     many = Rows(np.zeros((5000, 16), np.float32), np.arange(5000), np.arange(5000) % 5)
-    assert StudentTrainer(SHORT).numbers(STUDENT, many, classes=5).batch_size == 64
+    assert StudentTrainer(SHORT).numbers(STUDENT, many, classes=5).batch_size == 128
+
+
+def test_more_rows_with_labels_have_larger_batches_as_long_as_these_make_more_epochs():
+    cheap, dear = (partial(lambda each, size: 1e7 + each * size, each) for each in (1e4, 1e7))
+    assert [LABELS.batch(rows, cheap) for rows in (500, 3800, 3900, 7600, 7800, 10**6)] == [
+        *(64, 64, 128, 128, 256, 256)
+    ]
+    assert LABELS.batch(25_600, dear) == 64  # ten epochs by any size
+    assert AUGMENTED.batch(60_000, cheap) == 64
 
 
 def test_operations_are_those_of_all_layers(cache):
@@ -83,7 +92,7 @@ def test_operations_are_those_of_all_layers(cache):
         seen.append((rows, size, work))
         return 96
 
-    rule = replace(TARGETS, batch=16)
+    rule = replace(TARGETS, batches=(16,))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(automatic, "TARGETS", rule)
         patch.setattr(automatic.Rule, "steps", lambda _, *given: keep(*given))
