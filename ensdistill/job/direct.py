@@ -28,7 +28,7 @@ from ensdistill.job.config import DistillConfig
 from ensdistill.job.prepared import PreparedStudent, prepare_student
 from ensdistill.job.run_folder import keep, preprocess_setting, resumed_or_anew
 from ensdistill.job.student_config import StudentConfig
-from ensdistill.student.automatic import Automatic, with_numbers
+from ensdistill.student.automatic import LABELS, Automatic, with_numbers
 from ensdistill.student.inputs import Preparation, call
 from ensdistill.student.live import Figures
 from ensdistill.teachers.choices import Choices
@@ -50,17 +50,25 @@ class Grid:
     ----------
     rates : tuple of float
         Of the learning rate, which is divided by them, too.
+    lower : tuple of float
+        By which the best rate of shorter trainings is divided at full length.
+    longer : tuple of int
+        Of the steps, up to `most`, where the full length is the best: a large model's is cut by its work.
+    most : int
     decays, finer_decays : tuple of float
         Of the weight decay; a finer one is tried where it is next to the best of the others.
     """
 
     rates: tuple[float, ...] = ()
+    lower: tuple[float, ...] = ()
+    longer: tuple[int, ...] = ()
+    most: int = LABELS.most
     decays: tuple[float, ...] = (10.0, 100.0)
     finer_decays: tuple[float, ...] = ()
 
 
 GIVEN = Grid()
-FOUND = Grid(rates=(3.0, 9.0))  # of a learning rate that short trainings found
+FOUND = Grid(rates=(3.0, 9.0), lower=(3.0,), longer=(2, 4))  # of a learning rate that short trainings found
 FEW, OF_FEW = 1000, replace(FOUND, finer_decays=(3.0, 30.0))  # labelled rows
 
 
@@ -226,8 +234,9 @@ def _search(student: StudentConfig, settings: DistillConfig, folds: _Folds, grid
     """The recipe with the lowest held-out NLL; of equals the one nearest to the configuration.
 
     One choice after the other, so that the whole costs about as much as two trainings of the folds at full
-    length, or three where the learning rate is not configured: augmentation, label smoothing, dropout, weight
-    decay and learning rate at a quarter of the steps, then the number of steps. The first that regularise are
+    length, or four where the learning rate is not configured: augmentation, label smoothing, dropout, weight
+    decay and learning rate at a quarter of the steps, then the number of steps, and lower rates and more
+    steps at full length. The first that regularise are
     those that change a model least where it needs no more. Fewer steps of a schedule of their own are this
     search's early stopping: a model that overfits is stopped before it does.
     """
@@ -268,7 +277,13 @@ def _search(student: StudentConfig, settings: DistillConfig, folds: _Folds, grid
     lengths = dict.fromkeys([base.steps, *(max(1, base.steps // factor) for factor in SHORTER)])
     # Longest first: of equals the configured number of steps is kept.
     recipes = [replace(found, steps=base.steps), *(replace(best, steps=steps) for steps in lengths)]
-    return folds.best(*dict.fromkeys(recipes))
+    rate = best.learning_rate or base.learning_rate
+    recipes += [replace(recipes[1], learning_rate=float(f"{rate / factor:.2g}")) for factor in grid.lower]
+    best = folds.best(*dict.fromkeys(recipes))
+    if best.steps == base.steps:
+        longer = [float(factor * base.steps) for factor in grid.longer if factor * base.steps <= grid.most]
+        best = climb(best, lambda v: replace(best, steps=int(v)), longer)
+    return best
 
 
 def _beside(value: float, values: Sequence[float]) -> list[float]:

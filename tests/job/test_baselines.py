@@ -170,14 +170,22 @@ def test_the_folds_try_other_rates_than_the_one_that_was_found(lowest, chosen):
     found = baselines._search(StudentConfig(Plain, BASE), SETTINGS, folds, baselines.FOUND)
     assert rate(found) == pytest.approx(chosen)
     assert rate(baselines._search(StudentConfig(Plain, BASE), SETTINGS, folds, baselines.GIVEN)) == 0.04
-    assert len(set(folds.tried)) <= 10
+    assert len(set(folds.tried)) <= 13
 
 
 def test_a_rate_that_is_better_for_short_trainings_alone_is_not_chosen():
-    folds = Folds(lambda one: (one.steps < 64, rate(one) if one.steps == 64 else -rate(one)))
+    folds = Folds(lambda one: (one.steps < 64, rate(one) if one.steps >= 64 else -rate(one)))
     found = baselines._search(StudentConfig(Plain, BASE), SETTINGS, folds, baselines.FOUND)
     assert (found.steps, found.learning_rate) == (64, None)
-    assert {rate(one) for one in folds.tried if one.steps == 64} == {0.04, 0.36}
+    assert {rate(one) for one in folds.tried if one.steps == 64} == {0.04, 0.36, 0.12}
+
+
+def test_full_length_may_be_better_at_a_lower_rate_than_short_trainings_and_be_exceeded():
+    folds = Folds(lambda one: (-one.steps, rate(one)) if rate(one) == 0.013 else (0, abs(rate(one) - 0.04)))
+    found = baselines._search(StudentConfig(Plain, replace(BASE, steps=2000)), SETTINGS, folds, baselines.FOUND)
+    assert (found.steps, found.learning_rate) == (4000, 0.013)  # four times the steps are beyond the most
+    given = Folds(lambda one: -one.steps)
+    assert baselines._search(StudentConfig(Plain, BASE), SETTINGS, given, baselines.GIVEN).steps == 64
 
 
 def test_no_decay_outweighs_the_gradient_at_a_higher_rate():
