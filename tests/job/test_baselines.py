@@ -182,7 +182,9 @@ def test_a_rate_that_is_better_for_short_trainings_alone_is_not_chosen():
 
 def test_full_length_may_be_better_at_a_lower_rate_than_short_trainings_and_be_exceeded():
     folds = Folds(lambda one: (-one.steps, rate(one)) if rate(one) == 0.013 else (0, abs(rate(one) - 0.04)))
-    found = baselines._search(StudentConfig(Plain, replace(BASE, steps=2000)), SETTINGS, folds, baselines.FOUND)
+    found = baselines._search(
+        StudentConfig(Plain, replace(BASE, steps=2000)), SETTINGS, folds, baselines.FOUND
+    )
     assert (found.steps, found.learning_rate) == (4000, 0.013)  # four times the steps are beyond the most
     given = Folds(lambda one: -one.steps)
     assert baselines._search(StudentConfig(Plain, BASE), SETTINGS, given, baselines.GIVEN).steps == 64
